@@ -1,0 +1,386 @@
+r"""The online (horizontal) average: K replicas, averaged every H steps.
+
+The paper nests two loops, with cycle index e and inner step t = 0..H-1:
+
+    inner    W^k_{e,t+1} = optimizer_step(W^k_{e,t}, batch_k)
+    outer    W̄_e         = (1/K) Σ_k W^k_{e,H}
+    restart  W^k_{e+1,0} = W̄_e
+
+An optax transform sees one step at a time and answers with an update that is added. Let p be a
+replica's weights, u its update, and t = eH + i + 1 the number of steps completed after it. Where H
+does not divide t, the inner loop goes on: the update is u. Where it does, outer and restart together
+ask for weights W̄ = (1/K) Σ_k (p_k + u_k), so the update is W̄ - p_k. Nothing else is needed: the
+cycle index is t // H, and the restart weights are the very weights the next step begins from.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+AxisName = str | Sequence[str] | None
+OptimizerStatePolicy = Literal["local", "average", "reset"]
+
+_POLICIES = ("local", "average", "reset")
+
+
+class OnlineAverageState(NamedTuple):
+    """State of `online_average`.
+
+    Attributes:
+        count: int32 scalar, completed steps; under vmap it may carry the replica axis, and all
+            replicas hold the same value.
+    """
+
+    count: jax.Array
+
+
+class WithOnlineAverageState(NamedTuple):
+    """State of `with_online_average`.
+
+    Attributes:
+        count: int32 scalar, completed steps; may carry the replica axis, equal on all replicas.
+        inner_state: state of the inner optimizer, with or without the replica axis as its own.
+    """
+
+    count: jax.Array
+    inner_state: optax.OptState
+
+
+def online_average(
+    every: int, axis_name: AxisName, *, start_step: int = 0
+) -> optax.GradientTransformation:
+    """Averages the weights of all replicas after every H-th step.
+
+    Put it last in a chain: it sees the final update u and replaces it, where an average is due, by
+    W̄ - p with W̄ = (1/K) Σ_k (p_k + u_k) (the online average of HWA; local SGD's average). With t
+    completed steps it averages after each step while t <= start_step, and afterwards when
+    (t - start_step) % every == 0. K = number of replicas along the axis, H = `every`.
+
+    An update is added to the weights, and p + (W̄ - p) is not bit-equal to W̄: replicas agree to a few
+    units in the last place. Where they must be bit-identical, use `synchronize` on the weights.
+
+    Low-precision leaves (bf16, fp16) are averaged in float32. Integer and PRNG-key leaves pass
+    through. Between two averages nothing is communicated: the all-reduce sits in a conditional that
+    stays one even where vmap has batched the step counter.
+
+    Do not wrap it in a transform that skips steps depending on data (`optax.apply_if_finite`,
+    `optax.MultiSteps(should_skip_update_fn=...)`): replicas would disagree about when to meet, and
+    hang or abort. Averaging goes outside: `optax.chain(optax.MultiSteps(inner, k), online_average(k * H, axis))`.
+
+    Args:
+        every: H, the synchronization period in optimizer steps, at least 1.
+        axis_name: the name of a vmap, pmap or mesh axis over which replicas lie, or a tuple of names
+            (`("device", "particle")`). None means that there is no named axis: every leaf of the
+            parameters is stacked, with the replicas along its axis 0, and `init` and `update` are
+            called on the stacked trees in plain jit.
+        start_step: steps at the start during which replicas are averaged after every step.
+
+    Returns:
+        A `optax.GradientTransformation` whose `update` needs `params`.
+
+    Raises:
+        ValueError: `every` < 1, `start_step` < 0, `axis_name` of another type; at update, `params`
+            missing, an axis that is not bound (the message says which are), or stacked leaves that
+            disagree about K.
+
+    References:
+        Gu et al., Hierarchical Weight Averaging for Deep Neural Networks, 2023, arXiv 2304.11519.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> tx = optax.chain(optax.sgd(1.0), online_average(2, "particle"))
+        >>> def step(params, state, gradient):
+        ...     updates, state = tx.update(gradient, state, params)
+        ...     return optax.apply_updates(params, updates), state
+        >>> step = jax.jit(jax.vmap(step, axis_name="particle"))
+        >>> params, gradients = jnp.zeros(2), jnp.array([1.0, 3.0])
+        >>> state = jax.vmap(tx.init)(params)
+        >>> params, state = step(params, state, gradients); print(params)
+        [-1. -3.]
+        >>> params, state = step(params, state, gradients); print(params)
+        [-4. -4.]
+    """
+    axis_name = _validate("online_average", every, axis_name, start_step)
+
+    def init(params):
+        del params
+        return OnlineAverageState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates, state, params=None):
+        _require_params("online_average", params)
+        count = optax.safe_increment(state.count)
+        updates = lax.cond(
+            _is_due(count, every, start_step),
+            lambda updates: _update_to_mean(updates, params, (), axis_name)[0],
+            lambda updates: updates,
+            updates,
+        )
+        return updates, OnlineAverageState(count=count)
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_online_average(
+    inner: optax.GradientTransformation,
+    every: int,
+    axis_name: AxisName,
+    *,
+    optimizer_state: OptimizerStatePolicy = "local",
+    start_step: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer: `online_average`, and a policy for the optimizer's state at an average.
+
+    Args:
+        inner: any optax optimizer.
+        every: H, the synchronization period in optimizer steps, at least 1.
+        axis_name: as in `online_average`.
+        optimizer_state: what happens to the inner state when the weights are averaged.
+            "local" keeps every replica's own (as local SGD does). "average" averages its floating
+            leaves over the replicas. "reset" starts it again by `inner.init` and keeps only the
+            counts of learning-rate schedules and injected hyperparameters; Adam's own count starts
+            again with its moments, since zero moments under an old count make steps of several
+            times the rate.
+        start_step: as in `online_average`.
+
+    Returns:
+        A `optax.GradientTransformationExtraArgs`; extra arguments go to `inner`.
+
+    Raises:
+        ValueError: as `online_average`, or a policy of another name.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> tx = with_online_average(optax.adam(0.1), 10, "particle", optimizer_state="average")
+        >>> state = jax.vmap(tx.init)({"w": jnp.zeros((4, 3))})
+        >>> state.inner_state[0].mu["w"].shape
+        (4, 3)
+    """
+    axis_name = _validate("with_online_average", every, axis_name, start_step)
+    if optimizer_state not in _POLICIES:
+        raise ValueError(
+            f"with_online_average: optimizer_state={optimizer_state!r} must be one of {', '.join(_POLICIES)}"
+        )
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params):
+        return WithOnlineAverageState(jnp.zeros([], jnp.int32), inner.init(params))
+
+    def synchronized(updates, inner_state, params):
+        averaged = inner_state if optimizer_state == "average" else ()
+        updates, averaged = _update_to_mean(updates, params, averaged, axis_name)
+        if optimizer_state == "average":
+            inner_state = averaged
+        elif optimizer_state == "reset":
+            inner_state = _reset(inner_state, inner.init(optax.apply_updates(params, updates)))
+        return updates, inner_state
+
+    def update(updates, state, params=None, **extra_args):
+        _require_params("with_online_average", params)
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        count = optax.safe_increment(state.count)
+        updates, inner_state = lax.cond(
+            _is_due(count, every, start_step),
+            lambda updates, inner_state: synchronized(updates, inner_state, params),
+            lambda updates, inner_state: (updates, inner_state),
+            updates,
+            inner_state,
+        )
+        return updates, WithOnlineAverageState(count, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def synchronize(tree: Any, axis_name: AxisName) -> Any:
+    """The mean over all replicas, bit-identical on each of them.
+
+    For what must agree to the last bit: the start of training, a resume with another K, recovery
+    from a fault, the end. It works on the weights, not on an update.
+
+    Args:
+        tree: a pytree, one replica's under a named axis, or stacked (`axis_name=None`).
+        axis_name: as in `online_average`.
+
+    Returns:
+        A tree of the same structure, shapes and dtypes; bf16 and fp16 are averaged in float32.
+        Integer and PRNG-key leaves are returned as they came.
+
+    Raises:
+        ValueError: an axis that is not bound, or stacked leaves that disagree about K.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> print(jax.vmap(lambda w: synchronize(w, "particle"), axis_name="particle")(jnp.array([1.0, 2.0])))
+        [1.5 1.5]
+    """
+    return _mean(tree, _normalize("synchronize", axis_name))
+
+
+@custom_vmap
+def _shared(count):
+    """Identity on a counter that all replicas share.
+
+    vmap would batch the counter, turn `lax.cond` into a select and run the all-reduce on every step.
+    The rule below takes the first member's value and declares it unbatched, so the conditional stays.
+    """
+    return count
+
+
+@_shared.def_vmap
+def _shared_batched(axis_size, in_batched, count):
+    del axis_size
+    return (count[0] if in_batched[0] else count), False
+
+
+def _is_due(count, every, start_step):
+    count = _shared(count)
+    return (count <= start_step) | ((count - start_step) % every == 0)
+
+
+def _is_averaged(leaf):
+    # PRNG keys have an extended dtype, which is no subtype of inexact.
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def _accumulator(leaf):
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def _update_to_mean(updates, params, state, axis_name):
+    """Updates that lead every replica to the mean of (params + updates), and the mean of `state`.
+
+    One call for both trees, so that one all-reduce carries them.
+    """
+    averaged = jax.tree.map(
+        lambda u, p: (p + u).astype(jnp.result_type(p)) if _is_averaged(p) else None, updates, params
+    )
+    num_replicas = _num_replicas(averaged) if axis_name is None else None
+    means, state = _mean((_upcast(averaged), state), axis_name, num_replicas)
+    updates = jax.tree.map(
+        lambda u, p, mean: u if mean is None else (mean - p).astype(jnp.result_type(u)),
+        updates, params, means, is_leaf=lambda leaf: leaf is None,
+    )
+    return updates, state
+
+
+def _upcast(tree):
+    return jax.tree.map(lambda leaf: leaf.astype(_accumulator(leaf)), tree)
+
+
+def _mean(tree, axis_name, num_replicas=None):
+    leaves, treedef = jax.tree.flatten(tree)
+    if axis_name is None and num_replicas is None:
+        num_replicas = _num_replicas([leaf for leaf in leaves if _is_averaged(leaf)])
+    # With stacked trees, a leaf without the replica axis (an injected learning rate) has nothing to average.
+    chosen = [
+        i for i, leaf in enumerate(leaves)
+        if _is_averaged(leaf) and (axis_name is not None or jnp.shape(leaf)[:1] == (num_replicas,))
+    ]
+    if chosen:
+        means = _collective_mean([jnp.asarray(leaves[i], _accumulator(leaves[i])) for i in chosen], axis_name)
+        for i, mean in zip(chosen, means):
+            leaves[i] = mean.astype(jnp.result_type(leaves[i]))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _collective_mean(leaves, axis_name):
+    if axis_name is None:
+        return [jnp.broadcast_to(jnp.mean(leaf, axis=0, keepdims=True), leaf.shape) for leaf in leaves]
+    _require_bound(axis_name)
+    try:
+        means = lax.pmean(leaves, axis_name)
+    except ValueError as error:
+        if "varying" not in str(error):
+            raise
+        raise ValueError(
+            f"averaging over axis_name={axis_name!r}: a vmap axis inside jax.shard_map needs "
+            "jax.shard_map(..., check_vma=False)"
+        ) from error
+    return [_vary_like(mean, leaf) for mean, leaf in zip(means, leaves)]
+
+
+def _vary_like(mean, leaf):
+    # Under shard_map(check_vma=True) a mean is typed as equal on all devices, and both branches of a
+    # conditional must have one type: forget that it is equal.
+    missing = getattr(jax.typeof(leaf), "vma", frozenset()) - getattr(jax.typeof(mean), "vma", frozenset())
+    return lax.pcast(mean, tuple(missing), to="varying") if missing else mean
+
+
+def _num_replicas(tree):
+    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(tree)}
+    if len(sizes) > 1 or None in sizes:
+        shapes = sorted({jnp.shape(leaf) for leaf in jax.tree.leaves(tree)})
+        raise ValueError(
+            f"axis_name=None: every leaf must be stacked with the replicas along axis 0, got shapes {shapes}; "
+            "see hwa_jax.particles.replicate"
+        )
+    return sizes.pop() if sizes else None
+
+
+# States that say where a run is in its schedule, not what an optimizer has gathered.
+_SCHEDULE_STATES = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
+
+
+def _reset(old, fresh):
+    """`fresh`, with the schedule counts and injected hyperparameters of `old`."""
+
+    def is_schedule(node):
+        return isinstance(node, _SCHEDULE_STATES)
+
+    def choose(new, previous):
+        if not is_schedule(new):
+            return new
+        if hasattr(new, "inner_state"):
+            return previous._replace(inner_state=_reset(previous.inner_state, new.inner_state))
+        return previous
+
+    return jax.tree.map(choose, fresh, old, is_leaf=is_schedule)
+
+
+def _validate(function, every, axis_name, start_step):
+    if not _is_int(every) or every < 1:
+        raise ValueError(f"{function}: every={every!r} must be a whole number of steps, at least 1")
+    if not _is_int(start_step) or start_step < 0:
+        raise ValueError(f"{function}: start_step={start_step!r} must be a whole number of steps, at least 0")
+    return _normalize(function, axis_name)
+
+
+def _is_int(value):
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _normalize(function, axis_name):
+    if axis_name is None or isinstance(axis_name, str):
+        return axis_name
+    if isinstance(axis_name, Sequence) and axis_name and all(isinstance(name, str) for name in axis_name):
+        return tuple(axis_name)
+    raise ValueError(f"{function}: axis_name={axis_name!r} must be a name, a tuple of names, or None")
+
+
+def _require_params(function, params):
+    if params is None:
+        raise ValueError(f"{function}: params=None; call update(updates, state, params)")
+
+
+def _require_bound(axis_name):
+    for name in (axis_name,) if isinstance(axis_name, str) else axis_name:
+        try:
+            lax.axis_size(name)
+        except NameError as error:
+            raise ValueError(
+                f"axis_name={name!r} is not bound here; bound axes: {_bound_axes()}. Call the update inside "
+                f"jax.vmap(..., axis_name={name!r}) or jax.shard_map, or use axis_name=None with stacked trees"
+            ) from error
+
+
+def _bound_axes():
+    try:
+        from jax._src.core import get_axis_env  # JAX has no public list of bound names.
+
+        return ", ".join(map(str, get_axis_env().axis_names())) or "none"
+    except (ImportError, AttributeError):
+        return "unknown"
