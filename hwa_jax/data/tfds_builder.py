@@ -1,0 +1,81 @@
+"""Where data sets of TensorFlow Datasets live, and the builder that knows one."""
+
+import contextlib
+import difflib
+import io
+import os
+import pathlib
+import sys
+
+from hwa_jax.errors import UserError
+
+LOCAL_NAMES = ("digits", "fashion_mnist", "mnist")
+
+
+def default_directory() -> pathlib.Path:
+    """Where data sets are prepared: ``HWA_JAX_DATA_DIR``, else ``~/.cache/hwa_jax``."""
+    return pathlib.Path(os.environ.get("HWA_JAX_DATA_DIR") or "~/.cache/hwa_jax").expanduser()
+
+
+def search_path(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
+    """Where a prepared data set is looked for: ``data_dir`` alone when it is given, else
+    the default directory, then TensorFlow Datasets' own (``TFDS_DATA_DIR``)."""
+    if data_dir is not None:
+        return [pathlib.Path(data_dir).expanduser()]
+    shared = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return [default_directory(), pathlib.Path(shared).expanduser()]
+
+
+def find_builder(name: str, directory: pathlib.Path):
+    """The `tfds.core.DatasetBuilder` of a data set, whether or not it is prepared.
+
+    Args:
+        name: ``digits``, for the builder of this package, or any name of TensorFlow Datasets.
+        directory: where it is, or will be, prepared.
+
+    Raises:
+        UserError: no data set has this name; the message lists close ones.
+    """
+    with quiet(show_progress=False):
+        import tensorflow_datasets as tfds
+
+        if name == "digits":
+            from hwa_jax.data.digits import HwaDigits
+
+            return HwaDigits(data_dir=directory, file_format="array_record")
+        try:
+            return tfds.builder(name, data_dir=directory, file_format="array_record", try_gcs=False)
+        except (tfds.core.DatasetNotFoundError, ValueError) as error:
+            known = {*LOCAL_NAMES, *tfds.list_builders(with_community_datasets=False)}
+            if name in known:
+                raise
+            close = difflib.get_close_matches(name, sorted(known)) or LOCAL_NAMES
+            raise UserError(
+                f"data set {name!r} is unknown; close names: {', '.join(close)}"
+            ) from error
+
+
+def is_prepared(builder) -> bool:
+    """Whether the files of a builder are complete: they are renamed into place last."""
+    return (pathlib.Path(builder.data_path) / "dataset_info.json").is_file()
+
+
+@contextlib.contextmanager
+def quiet(show_progress: bool):
+    """Keeps TensorFlow Datasets from writing to standard output and error.
+
+    Args:
+        show_progress: keep its progress bars, if standard error is a terminal.
+    """
+    from absl import logging
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tqdm_utils.display_progress_bar(show_progress and sys.stderr.isatty())
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tqdm_utils.display_progress_bar(True)
+        logging.set_verbosity(verbosity)
