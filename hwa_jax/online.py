@@ -44,10 +44,14 @@ class WithOnlineAverageState(NamedTuple):
 
     Attributes:
         count: int32 scalar, completed steps; may carry the replica axis, equal on all replicas.
+        distance: float32 scalar, ‖(p_k + u_k) - W̄‖ at the last average, just before the weights became
+            W̄; this replica's (root mean square over replicas for stacked trees). It costs no
+            communication, and its root mean square over replicas is their spread.
         inner_state: state of the inner optimizer, with or without the replica axis as its own.
     """
 
     count: jax.Array
+    distance: jax.Array
     inner_state: optax.OptState
 
 
@@ -115,7 +119,7 @@ def online_average(
         _require_params("online_average", params)
         count = optax.safe_increment(state.count)
         updates = lax.cond(
-            _is_due(count, every, start_step),
+            is_synchronization_step(_shared(count), every, start_step),
             lambda updates: _update_to_mean(updates, params, (), axis_name)[0],
             lambda updates: updates,
             updates,
@@ -168,31 +172,42 @@ def with_online_average(
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
-        return WithOnlineAverageState(jnp.zeros([], jnp.int32), inner.init(params))
+        return WithOnlineAverageState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32), inner.init(params))
 
-    def synchronized(updates, inner_state, params):
+    def synchronized(local_updates, inner_state, params):
         averaged = inner_state if optimizer_state == "average" else ()
-        updates, averaged = _update_to_mean(updates, params, averaged, axis_name)
+        updates, averaged = _update_to_mean(local_updates, params, averaged, axis_name)
+        distance = _distance(local_updates, updates, axis_name)
         if optimizer_state == "average":
             inner_state = averaged
         elif optimizer_state == "reset":
             inner_state = _reset(inner_state, inner.init(optax.apply_updates(params, updates)))
-        return updates, inner_state
+        return updates, distance, inner_state
 
     def update(updates, state, params=None, **extra_args):
         _require_params("with_online_average", params)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         count = optax.safe_increment(state.count)
-        updates, inner_state = lax.cond(
-            _is_due(count, every, start_step),
+        updates, distance, inner_state = lax.cond(
+            is_synchronization_step(_shared(count), every, start_step),
             lambda updates, inner_state: synchronized(updates, inner_state, params),
-            lambda updates, inner_state: (updates, inner_state),
+            lambda updates, inner_state: (updates, state.distance, inner_state),
             updates,
             inner_state,
         )
-        return updates, WithOnlineAverageState(count, inner_state)
+        return updates, WithOnlineAverageState(count, distance, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def is_synchronization_step(step: Any, every: int, start_step: int = 0) -> Any:
+    """Whether replicas are averaged after `step` completed steps; for ints and for arrays.
+
+    Example:
+        >>> [t for t in range(1, 9) if is_synchronization_step(t, every=3, start_step=2)]
+        [1, 2, 5, 8]
+    """
+    return (step <= start_step) | ((step - start_step) % every == 0)
 
 
 def synchronize(tree: Any, axis_name: AxisName) -> Any:
@@ -236,10 +251,6 @@ def _shared_batched(axis_size, in_batched, count):
     return (count[0] if in_batched[0] else count), False
 
 
-def _is_due(count, every, start_step):
-    count = _shared(count)
-    return (count <= start_step) | ((count - start_step) % every == 0)
-
 
 def _is_averaged(leaf):
     # PRNG keys have an extended dtype, which is no subtype of inexact.
@@ -265,6 +276,15 @@ def _update_to_mean(updates, params, state, axis_name):
         updates, params, means, is_leaf=lambda leaf: leaf is None,
     )
     return updates, state
+
+
+def _distance(local_updates, updates, axis_name):
+    squares = [
+        jnp.sum(jnp.abs((u - v).astype(_accumulator(u))) ** 2)
+        for u, v in zip(jax.tree.leaves(local_updates), jax.tree.leaves(updates)) if _is_averaged(u)
+    ]
+    num_stacked = _num_replicas(updates) if axis_name is None and squares else 1
+    return jnp.sqrt(sum(squares, jnp.float32(0)) / num_stacked).astype(jnp.float32)
 
 
 def _upcast(tree):
