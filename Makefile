@@ -1,0 +1,35 @@
+# PYTHON chooses the interpreter at the time .venv is made; `make clean` before changing it.
+PYTHON ?= python3
+BIN := .venv/bin
+USABLE := 'import sys, pip; sys.exit(sys.version_info < (3, 11))'
+
+.NOTPARALLEL:
+.PHONY: help venv demo test test-all clean
+
+help:  ## List the targets (also: make)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+venv: .venv/base.stamp  ## Install hwa_jax and its pinned requirements into .venv
+
+demo: .venv/base.stamp  ## Compare HWA with its parts on digits; results in runs/demo
+	@$(BIN)/python experiments/compare_hwa.py --config=configs/compare_hwa_digits.py --workdir=runs/demo
+
+test: .venv/dev.stamp  ## Run the fast tests
+	@$(BIN)/python -m pytest -q -n 2
+
+test-all: .venv/dev.stamp  ## Run the fast and the slow tests
+	@$(BIN)/python -m pytest -q -n 2 -m ""
+
+clean:  ## Remove .venv, runs/demo and what builds and tests leave behind
+	@rm -rf .venv runs/demo build dist *.egg-info .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/dev.stamp: EXTRAS := [dev]
+.venv/base.stamp .venv/dev.stamp: setup.py constraints.txt
+	@$(BIN)/python -c $(USABLE) 2>/dev/null || { \
+	  $(PYTHON) -c $(USABLE) 2>/dev/null || \
+	  { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }; \
+	  $(PYTHON) -m venv --clear .venv; }
+	@echo "installing hwa_jax$(EXTRAS) into .venv"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
+	@touch $@

@@ -1,0 +1,49 @@
+"""Installation of hwa_jax: `pip install -c constraints.txt -e .` gives the versions that are tested."""
+
+from setuptools import find_packages, setup
+
+BASE = [
+    "jax>=0.10,<0.13",
+    "optax>=0.2.8",
+    "flax>=0.12.8",
+    "orbax-checkpoint>=0.12.8,<0.13",  # 0.x changes its interface between minor versions
+    "numpy>=2.0",
+    "scipy>=1.14",
+    "absl-py>=2.0",
+    "ml_collections>=1.0",
+    "safetensors>=0.5",
+    "tqdm>=4.66",
+    "rich>=13.0",
+    "matplotlib>=3.9",
+    "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
+    "tensorflow-datasets>=4.9.9",  # reads through data_source, without TensorFlow
+    "array_record>=0.8.1; sys_platform != 'win32'",  # the file format of data_source
+    "scikit-learn>=1.5",  # its digits are the data set that needs no download
+    "Pillow>=10.0",  # encodes images when a data set is prepared
+]
+
+EXTRAS = {
+    "cuda": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+    "dev": [
+        "pytest>=8.0",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "equinox>=0.13",  # the core is tested on another library's models
+        "packaging>=24.0",
+        "PyYAML>=6.0",
+        "setuptools>=70.1",  # the first that builds a wheel by itself
+    ],
+}
+
+setup(
+    name="hwa_jax",
+    version="0.1.0",
+    description="Hierarchical weight averaging and SWAMP pruning for JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["hwa_jax", "hwa_jax.*"]),
+    package_data={"": ["*.json"], "hwa_jax": ["py.typed"]},
+    install_requires=BASE,
+    extras_require=EXTRAS,
+)
