@@ -1,0 +1,203 @@
+"""Writes the report of a method comparison: report.md, its plots, and results.json."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hwa_jax.report.aggregation import Row, Section, aggregate
+from hwa_jax.report.comparison_plots import curve_plots, difference_plot
+from hwa_jax.report.comparison_tables import (
+    heading,
+    section_sentences,
+    section_table,
+    summary_table,
+)
+from hwa_jax.report.environment import environment
+from hwa_jax.report.methods import METHODS, SETTINGS, method_named
+from hwa_jax.report.statistics import Interval
+from hwa_jax.storage.atomic import write_text
+
+_HOW_TO_READ = """\
+**Equal steps**: every replica takes as many optimizer steps as plain training. A method with K
+replicas then costs K times the compute, and SAM twice; the column "passes over data" says how much.
+
+**Equal compute**: plain training, and every method that costs no more than it, is given as many
+passes over the data as the costlier methods spend in all replicas together (SAM counts twice).
+
+Accuracies are means over seeds ± the half width of the 95 % confidence interval (Student's t).
+The difference to plain is paired: from each seed's accuracy that of plain training with the same
+seed, on the same basis, is subtracted; n is the number of such pairs. The verdict follows from
+the interval of the difference alone: "better" if it lies above zero, "worse" if below, "no
+difference shown" if it contains zero, "not judged" with fewer than two pairs. Of twenty methods
+that change nothing, one is expected to look better or worse by chance.
+
+NLL is the mean negative log-likelihood in nats, ECE the expected calibration error; lower is
+better for both. Validation accuracy at 1/3 and 2/3 is read off the curve at that part of the
+training, linearly between two evaluations. Train − test is the accuracy on the training data
+minus that on the test data. Passes over data, communicated bytes and synchronizations between
+replicas are those of the whole training. The training time leaves out evaluation and
+compilation. The curves show the validation split, held out of the training data; a curve may
+start below its plot. The test split was used for the tables alone.
+"""
+
+
+def write_comparison(
+    cells: Sequence[Mapping], directory: Path, *, title: str, meta: Mapping
+) -> Path:
+    """Writes report.md with tables and PNG plots, and results.json, into a directory.
+
+    Every file is complete or absent, report.md comes last. Missing methods, bases, seeds and
+    curves are said to be missing.
+
+    Args:
+        cells: one mapping per training, with the fields method (plain, ema, online,
+            offline_window, offline_uniform, lookahead, sam, hwa, or another name), optimizer,
+            schedule, comparison ("equal_steps", "equal_compute", or "both"), seed, num_train,
+            num_replicas, sync_period (steps), window_size (pushes), epochs_per_replica,
+            compute_epochs (passes over the data summed over replicas; SAM's count double),
+            bytes_communicated, synchronizations, seconds (training time alone), curve (list of
+            {step, epoch, accuracy, nll} on the validation split, ascending), and train,
+            validation, test ({accuracy, nll, ece}, accuracy as a fraction).
+        directory: made if absent; files of the same names are replaced.
+        title: first line of the report.
+        meta: what else a reader needs, ready for JSON. "description" becomes the opening
+            paragraph and "command" a code block; the rest is listed.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        ValueError: there is no cell, or as ``aggregate``.
+        UserError: a file cannot be written.
+    """
+    if not cells:
+        raise ValueError("cells is empty: nothing to report")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    sections = aggregate(cells)
+    machine = environment()
+    results = {
+        "meta": meta,
+        "environment": machine,
+        "cells": cells,
+        "summary": [_summary(section) for section in sections],
+    }
+    write_text(directory / "results.json", _json_text(results))
+    parts = [f"# {title}", *([meta["description"]] if "description" in meta else [])]
+    parts += ["## Summary", summary_table(cells)]
+    parts += _images(difference_plot(sections, directory))
+    parts += ["## What was compared", _methods(sections), _HOW_TO_READ.strip()]
+    for section in sections:
+        parts += _section_parts(section, sections, directory)
+    parts += ["## How it was obtained", *_provenance(cells, machine, meta)]
+    path = directory / "report.md"
+    write_text(path, "\n\n".join(parts) + "\n")
+    return path
+
+
+def _section_parts(section, sections, directory):
+    return [
+        f"## {heading(section, sections)}",
+        section_table(section),
+        *section_sentences(section),
+        *_images(curve_plots(sections, section, directory)),
+    ]
+
+
+def _images(paths):
+    return [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in paths]
+
+
+def _methods(sections):
+    """A line per method that occurs, with its settings."""
+    rows = [row for section in sections for row in section.rows]
+    occurring = {row.method for row in rows}
+    lines = []
+    for key in [*METHODS, *sorted(occurring - METHODS.keys())]:
+        if key in occurring:
+            method = method_named(key)
+            cells = [c for row in rows if row.method == key for c in row.cells.values()]
+            line = f"- **{method.name}**: {method.description}"
+            lines.append(" ".join([line, *_settings(method, cells)]))
+    return "\n".join(lines)
+
+
+def _settings(method, cells):
+    values = {
+        SETTINGS[name]: sorted({str(cell[name]) for cell in cells if cell[name] is not None})
+        for name in method.settings
+    }
+    shown = ", ".join(f"{symbol} = {' or '.join(v)}" for symbol, v in values.items() if v)
+    return [f"Here {shown}."] if shown else []
+
+
+def _provenance(cells, machine, meta):
+    seeds = sorted({cell["seed"] for cell in cells})
+    sizes = sorted({cell["num_train"] for cell in cells})
+    facts = {
+        "seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})",
+        "training samples": " or ".join(f"{size:,}" for size in sizes),
+        "hardware": f"{machine['cpu_model']}, {machine['cpu_cores']} cores; JAX on "
+        f"{machine['num_devices']} × {machine['device_kind']}",
+        "versions": ", ".join(
+            f"{name} {machine[name]}"
+            for name in ("python", "jax", "jaxlib", "flax", "optax", "orbax", "numpy")
+        ),
+        "commit": machine["git_commit"] or "not run from a checkout",
+    }
+    facts |= {key: meta[key] for key in meta if key not in ("description", "command")}
+    listed = "\n".join(f"- {key}: {_inline(value)}" for key, value in facts.items())
+    return [listed, *([f"```\n{meta['command']}\n```"] if "command" in meta else [])]
+
+
+def _inline(value):
+    return value if isinstance(value, str) else f"`{json.dumps(_json_ready(value))}`"
+
+
+def _summary(section: Section):
+    return {
+        "num_train": section.num_train,
+        "optimizer": section.optimizer,
+        "schedule": section.schedule,
+        "rows": [_row_summary(row) for row in section.rows],
+    }
+
+
+def _row_summary(row: Row):
+    intervals = {**row.measures, "difference_to_plain": row.difference}
+    return {
+        "method": row.method,
+        "comparison": row.comparison,
+        "label": row.label,
+        "seeds": sorted(row.cells),
+        "verdict": row.verdict,
+        **intervals,
+    }
+
+
+def _json_text(results):
+    """JSON with a line per cell and per section: small, and readable in a diff."""
+    parts = []
+    for key, value in _json_ready(results).items():
+        if isinstance(value, list):
+            lines = ",\n".join(json.dumps(item, allow_nan=False) for item in value)
+            parts.append(f'"{key}": [\n{lines}\n]')
+        else:
+            parts.append(f'"{key}": {json.dumps(value, indent=1, allow_nan=False)}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _json_ready(value):
+    """The value with mappings, lists and plain numbers only; what is not finite is null."""
+    if isinstance(value, Interval):
+        return _json_ready(vars(value))
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,102 @@
+"""The plots of a method comparison: validation curves, and differences to plain training."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hwa_jax.report.aggregation import COMPARISONS, Row, Section
+from hwa_jax.report.comparison_tables import heading, percent
+from hwa_jax.report.methods import METHODS
+from hwa_jax.report.plots import Series, curves, dot_intervals
+
+_X_LABELS = {
+    "equal_steps": "epoch (passes over the data of one replica)",
+    "equal_compute": "passes over the data, all replicas together (SAM counts twice)",
+}
+
+
+def curve_plots(sections: Sequence[Section], section: Section, directory: Path) -> list[Path]:
+    """Validation accuracy against training length, one PNG per basis of comparison.
+
+    Args:
+        sections: all sections of the report; a label looks the same in all their plots.
+        section: the one to draw.
+        directory: where the PNG files go.
+
+    Returns:
+        The files written; a basis without any curve has none.
+    """
+    styles = _styles(sections)
+    paths = []
+    for comparison, name in COMPARISONS.items():
+        series = [
+            Series(row.label, _runs(row), styles[row.label])
+            for row in section.rows
+            if row.comparison == comparison and any(c["curve"] for c in row.cells.values())
+        ]
+        if series:
+            title = heading(section, sections)
+            path = directory / f"curves_{_slug(title)}_{comparison}.png"
+            title = f"{title}, {name}"
+            ylabel = "validation accuracy, %"
+            paths.append(curves(series, path, _X_LABELS[comparison], ylabel, title))
+    return paths
+
+
+def difference_plot(sections: Sequence[Section], directory: Path) -> list[Path]:
+    """Paired differences to plain training with 95 % intervals: one PNG, a panel per section.
+
+    Returns:
+        The file written; none when there is no difference to draw.
+    """
+    panels = {}
+    for section in sections:
+        panel = {}
+        for row in section.rows:
+            if row.difference is not None and math.isfinite(row.difference.mean):
+                group = panel.setdefault(COMPARISONS[row.comparison], {})
+                group[row.label] = percent(row.difference)
+        if panel:
+            panels[heading(section, sections)] = panel
+    if not panels:
+        return []
+    path = directory / "differences.png"
+    xlabel = "difference to plain, percentage points"
+    title = (
+        "Test accuracy compared with plain training: right of the line is better\n"
+        "mean over seeds, paired; bars: 95 % confidence interval; hollow: one seed"
+    )
+    return [dot_intervals(panels, path, xlabel, title)]
+
+
+def _styles(sections):
+    rows = [row for section in sections for row in section.rows]
+    unknown = sorted({row.method for row in rows} - METHODS.keys())
+    order = [*METHODS, *unknown]
+    # A known method keeps its place even if others are missing; variants come after them all.
+    styles = {}
+    for row in sorted(rows, key=lambda row: order.index(row.method)):
+        if row.label not in styles:
+            place = order.index(row.method)
+            styles[row.label] = place if place not in styles.values() else None
+    spare = iter(range(len(order), len(order) + len(styles)))
+    return {label: next(spare) if s is None else s for label, s in styles.items()}
+
+
+def _runs(row: Row):
+    runs = {}
+    for seed, cell in row.cells.items():
+        scale = 1.0
+        if row.comparison == "equal_compute":
+            scale = cell["compute_epochs"] / cell["epochs_per_replica"]
+        points = [point for point in cell["curve"] if point["accuracy"] is not None]
+        runs[seed] = (
+            [scale * point["epoch"] for point in points],
+            [100 * point["accuracy"] for point in points],
+        )
+    return runs
+
+
+def _slug(text):
+    return re.sub(r"[^a-z0-9]+", "_", text.lower().replace(" learning rate", "")).strip("_")
