@@ -35,37 +35,24 @@ def augment(
         raise ValueError(f"images must be uint8 [b, h, w, c], not {images.dtype} {images.shape}")
     if crop_padding < 0:
         raise ValueError(f"crop_padding must be at least 0, not {crop_padding}")
-    row_key, column_key, flip_key = jax.random.split(key, 3)
-    batch = images.shape[:1]
+    crop_key, flip_key = jax.random.split(key)
     if crop_padding:
-        positions = 2 * crop_padding + 1
-        images = _shift(images, jax.random.randint(row_key, batch, 0, positions), crop_padding, 1)
-        images = _shift(images, jax.random.randint(column_key, batch, 0, positions), crop_padding, 2)
+        images = _crop(crop_key, images, crop_padding)
     if flip:
-        flipped = jax.random.bernoulli(flip_key, shape=batch)[:, None, None, None]
+        flipped = jax.random.bernoulli(flip_key, shape=images.shape[:1])[:, None, None, None]
         images = jnp.where(flipped, images[:, :, ::-1], images)
     return images
 
 
-def _shift(images: jax.Array, starts: jax.Array, padding: int, axis: int) -> jax.Array:
-    """Window of each zero-padded image along one axis, from ``starts [b]`` on.
+def _crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
+    """A window of each zero-padded image at its own random (row, column)."""
+    widths = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    starts = jax.random.randint(key, (images.shape[0], 2), 0, 2 * padding + 1)
 
-    A select between all ``2 * padding + 1`` windows: one vectorized pass over bytes,
-    where a gather would compute an address for each pixel.
-    """
-    size = images.shape[axis]
-    widths = [(0, 0)] * images.ndim
-    widths[axis] = (padding, padding)
-    padded = jnp.pad(images, widths)
-    starts = starts[:, None, None, None]
-    windows = [
-        jax.lax.slice_in_dim(padded, start, start + size, axis=axis)
-        for start in range(2 * padding + 1)
-    ]
-    shifted = windows[0]
-    for start, window in enumerate(windows[1:], 1):
-        shifted = jnp.where(starts == start, window, shifted)
-    return shifted
+    def window(padded: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), images.shape[1:])
+
+    return jax.vmap(window)(jnp.pad(images, widths), starts)
 
 
 def normalize(images: jax.Array, mean: jax.Array, std: jax.Array, dtype=jnp.float32) -> jax.Array:

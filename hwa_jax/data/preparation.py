@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from hwa_jax.data.tensorflow_stand_in import without_tensorflow
-from hwa_jax.data.tfds_builder import find_builder, is_prepared, quiet, search_path
+from hwa_jax.data.tfds_builder import find_builder, is_prepared, one_line, quiet, search_path
 from hwa_jax.errors import UserError
 
 
@@ -38,10 +38,9 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> pathlib.Pat
         try:
             _prepare_under_lock(builder, directory)
         except Exception as error:
-            cause = " ".join(str(error).split())[:300]
             raise UserError(
                 f"data set {name!r}: preparing it in data_dir={directory} failed "
-                f"({type(error).__name__}: {cause}); check that the directory can be written "
+                f"({one_line(error)}); check that the directory can be written "
                 "(HWA_JAX_DATA_DIR or data_dir names another), the network and the free space"
             ) from error
     return pathlib.Path(builder.data_path)

@@ -9,6 +9,7 @@ import numpy as np
 from hwa_jax.data.dataset import Dataset, Split, channel_statistics, check_split, fingerprint
 from hwa_jax.data.idx import find_idx, read_split
 from hwa_jax.data.subsets import replace_labels, stratified_choice
+from hwa_jax.data.tfds_builder import search_path
 from hwa_jax.data.tfds_source import read_tfds
 from hwa_jax.errors import UserError
 
@@ -31,9 +32,10 @@ def load(
 
     Nothing is downloaded: `hwa_jax.data.prepare` does that, once. ``digits`` comes with
     scikit-learn and is prepared on first use. ``fashion_mnist`` and ``mnist`` are read
-    from IDX files in ``data_dir`` or ``data_dir/NAME`` (``fashion_mnist`` also from
-    ``/usr/share/datasets/fashion-mnist``, where Debian's package dataset-fashion-mnist
-    puts them), else, like every other name, as prepared by TensorFlow Datasets.
+    from IDX files in ``data_dir/NAME`` or a ``data_dir`` that was given
+    (``fashion_mnist`` also from ``/usr/share/datasets/fashion-mnist``, where Debian's
+    package dataset-fashion-mnist puts them), else, like every other name, as prepared
+    by TensorFlow Datasets.
 
     Args:
         name: ``digits``, ``fashion_mnist``, ``mnist``, ``cifar10``, ``cifar100``,
@@ -50,8 +52,8 @@ def load(
         seed: governs subset, validation split and noise, nothing else; in [0, 2**32).
 
     Returns:
-        The data set. The three choices draw from separate streams, so one
-        setting never changes what another one drew.
+        The data set; its arrays are read-only. The three choices draw from separate
+        streams: a noise level, for example, does not change which images are held out.
 
     Raises:
         UserError: unknown or missing data set, unreadable files, or an argument
@@ -81,6 +83,8 @@ def load(
         random = np.random.RandomState([seed, _NOISE])
         train = Split(train.images, replace_labels(train.labels, label_noise, num_classes, random))
     splits = {"train": train, "validation": validation, "test": test}
+    for split in splits.values():
+        split.images.flags.writeable = split.labels.flags.writeable = False
     mean, std = channel_statistics(train.images)
     return Dataset(name, num_classes, **splits, mean=mean, std=std, fingerprint=fingerprint(splits))
 
@@ -88,9 +92,10 @@ def load(
 def _read(name: str, data_dir: str | os.PathLike | None) -> tuple[Split, Split, int]:
     searched = []
     if name in _IDX_DIRECTORIES:
-        if data_dir is not None:
-            directory = pathlib.Path(data_dir).expanduser()
-            searched = [directory, directory / name]
+        directory = search_path(data_dir)[0]
+        # The files of all such data sets have the same names, so a directory that was
+        # not given for this one must carry its name.
+        searched = [directory / name, *([directory] if data_dir is not None else [])]
         searched += _IDX_DIRECTORIES[name]
         files = find_idx(searched)
         if files is not None:

@@ -34,25 +34,34 @@ def find_builder(name: str, directory: pathlib.Path):
         directory: where it is, or will be, prepared.
 
     Raises:
-        UserError: no data set has this name; the message lists close ones.
+        UserError: no data set has this name; the message lists close ones. Or what is
+            prepared there cannot be opened.
     """
+    import tensorflow_datasets as tfds
+
     with quiet(show_progress=False):
-        import tensorflow_datasets as tfds
-
-        if name == "digits":
-            from hwa_jax.data.digits import HwaDigits
-
-            return HwaDigits(data_dir=directory, file_format="array_record")
         try:
+            if name == "digits":
+                from hwa_jax.data.digits import HwaDigits
+
+                return HwaDigits(data_dir=directory, file_format="array_record")
             return tfds.builder(name, data_dir=directory, file_format="array_record", try_gcs=False)
-        except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        except tfds.core.DatasetNotFoundError as error:
             known = {*LOCAL_NAMES, *tfds.list_builders(with_community_datasets=False)}
-            if name in known:
-                raise
             close = difflib.get_close_matches(name, sorted(known)) or LOCAL_NAMES
             raise UserError(
                 f"data set {name!r} is unknown; close names: {', '.join(close)}"
             ) from error
+        except Exception as error:
+            raise UserError(
+                f"data set {name!r} cannot be opened in {directory} ({one_line(error)}); "
+                "correct the name, or delete the data set there and prepare it again"
+            ) from error
+
+
+def one_line(error: Exception) -> str:
+    """Type and message of an exception as at most 300 characters of one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def is_prepared(builder) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from hwa_jax.data.dataset import Split
 from hwa_jax.data.preparation import prepare
-from hwa_jax.data.tfds_builder import find_builder, is_prepared, quiet, search_path
+from hwa_jax.data.tfds_builder import find_builder, is_prepared, one_line, quiet, search_path
 from hwa_jax.errors import UserError
 
 
@@ -72,7 +72,7 @@ def _read_split(builder, split_name: str) -> Split:
         ) from error
     except Exception as error:
         raise UserError(
-            f"{builder.data_path}: damaged ({type(error).__name__} in {split_name}); "
+            f"{builder.data_path}: {split_name} cannot be read ({one_line(error)}); "
             "delete this directory and prepare it again"
         ) from error
     shapes = {example["image"].shape for example in examples}
