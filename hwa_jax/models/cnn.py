@@ -49,7 +49,8 @@ class CNNS(nnx.Module):
             in_channels = channels
             height, width = -(-height // STRIDE), -(-width // STRIDE)
         self.features = Chain(**layers)
-        self.classifier = Classifier(height * width * in_channels, num_classes, dtype=dtype, rngs=rngs)
+        features = height * width * in_channels
+        self.classifier = Classifier(features, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map images ``[batch, height, width, channels]`` to logits ``[batch, num_classes]``."""

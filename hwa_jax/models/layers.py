@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hwa_jax.conv import conv_general_dilated
+
 NORMS = ("batch", "group", "none")
 
 # flax's default of 0.99 keeps 60.5 % of the old statistics after 50 batches (0.99 ** 50): they
@@ -47,8 +49,6 @@ def conv(
         >>> layer(jnp.ones((1, 5, 5, 3))).shape
         (1, 3, 3, 8)
     """
-    from hwa_jax.conv import conv_general_dilated
-
     return nnx.Conv(
         in_channels,
         out_channels,
@@ -155,6 +155,11 @@ class ConvNormRelu(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map ``[batch, h, w, in]`` to ``[batch, ceil(h / stride), ceil(w / stride), out]``."""
         return nnx.relu(self.norm(self.conv(x)))
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """Mean over the map in at least fp32: ``[batch, h, w, channels] -> [batch, channels]``."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Classifier(nnx.Linear):

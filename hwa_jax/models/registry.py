@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,8 +14,26 @@ from hwa_jax.errors import UserError
 from hwa_jax.models.cnn import CNNS
 from hwa_jax.models.layers import NORMS
 from hwa_jax.models.mlp import MLP
+from hwa_jax.models.resnet import cifar_resnet, resnet18, resnet50
+from hwa_jax.models.vgg import VGG
+from hwa_jax.models.wide_resnet import WideResNet
 
-NAMES = ("mlp", "cnn_s")
+_BUILDERS: dict[str, Callable[..., nnx.Module]] = {
+    "mlp": MLP,
+    "cnn_s": CNNS,
+    "resnet8": partial(cifar_resnet, 8),
+    "resnet20": partial(cifar_resnet, 20),
+    "resnet32": partial(cifar_resnet, 32),
+    "resnet56": partial(cifar_resnet, 56),
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vgg16": partial(VGG, 16),
+    "vgg19": partial(VGG, 19),
+}
+
+# wrn-D-k stands for a family; the closest name is looked for among its published members.
+NAMES = (*_BUILDERS, "wrn-D-k")
+_PUBLISHED_WRNS = ("wrn-16-4", "wrn-16-8", "wrn-28-2", "wrn-28-10", "wrn-40-4")
 
 
 def create(
@@ -27,7 +48,7 @@ def create(
     """Build the model called ``name``, in training mode.
 
     Args:
-        name: one of ``NAMES``.
+        name: one of ``NAMES``; "wrn-D-k" with numbers, as in "wrn-28-10".
         num_classes: length of the logits.
         input_shape: ``(height, width, channels)`` of one image.
         norm: "batch", "group" or "none"; None is the architecture's own default.
@@ -41,7 +62,8 @@ def create(
         ``nnx.BatchStat``; ``.train()`` and ``.eval()`` choose the statistics that are used.
 
     Raises:
-        UserError: unknown name or norm, a size below 1, an input shape that is not a triple.
+        UserError: unknown name or norm, an impossible WRN, a size below 1, an input shape that is
+            not a triple.
 
     Example:
         >>> model = create("mlp", num_classes=10, input_shape=(8, 8, 1), rngs=nnx.Rngs(0))
@@ -49,7 +71,7 @@ def create(
         (5, 10)
     """
     if norm is not None and norm not in NORMS:
-        raise UserError(f"norm={norm!r}: must be one of {', '.join(NORMS)}, or None for the default")
+        raise UserError(f"norm={norm!r}: must be {', '.join(NORMS)}, or None for the default")
     if num_classes < 1:
         raise UserError(f"num_classes={num_classes}: must be at least 1")
     if len(input_shape) != 3 or min(input_shape) < 1:
@@ -64,12 +86,15 @@ def create(
     }
     if norm is not None:
         shared["norm"] = norm
-    builders = {"mlp": MLP, "cnn_s": CNNS}
-    if name not in builders:
-        raise UserError(_unknown(name))
-    return builders[name](**shared)
+    return _builder(name)(**shared)
 
 
-def _unknown(name: str) -> str:
-    closest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
-    return f"model={name!r}: unknown; closest is {closest[0]!r}; known are {', '.join(NAMES)}"
+def _builder(name: str) -> Callable[..., nnx.Module]:
+    if name in _BUILDERS:
+        return _BUILDERS[name]
+    wrn = re.fullmatch(r"wrn-([0-9]+)-([0-9]+)", name)
+    if wrn:
+        return partial(WideResNet, int(wrn[1]), int(wrn[2]))
+    candidates = (*_BUILDERS, *_PUBLISHED_WRNS)
+    closest = difflib.get_close_matches(name, candidates, n=1, cutoff=0.0)[0]
+    raise UserError(f"model={name!r}: unknown; closest is {closest!r}; known: {', '.join(NAMES)}")
