@@ -13,8 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+
+# BatchNorm adds it to a variance, so what is smaller makes no difference to a network.
+_EPSILON = 1e-5
 
 
 class RecalibrationReport(NamedTuple):
@@ -24,7 +29,8 @@ class RecalibrationReport(NamedTuple):
         num_batches: batches read.
         num_samples: samples read.
         moved: distance from the initial statistics, or None where none were given. The distance is
-            the largest over channels of max(|Δμ| / σ, |Δσ²| / σ²), without unit.
+            the largest over channels of max(|Δμ| / sqrt(σ² + ε), |Δσ²| / (σ² + ε)), without unit,
+            with BatchNorm's usual ε = 1e-5, so that a dead channel does not count.
         unsettled: the same distance between the statistics of the first half of the batches and of
             all of them; None for a single batch.
         more_would_help: whether `unsettled` exceeds the tolerance, that is, whether more batches
@@ -60,7 +66,7 @@ def recalibrate_batch_stats(
         float64, and a `RecalibrationReport`.
 
     Raises:
-        ValueError: no batches, a batch with no samples, or moments that are not finite.
+        ValueError: no batches, a batch with no samples, moments that are no pairs or are not finite.
 
     References:
         Chan, Golub, LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979.
@@ -119,11 +125,15 @@ def pool_across(moments: Any, num_samples: Any, axis_name: Any) -> tuple[Any, An
     """
     total = lax.psum(num_samples, axis_name)
 
+    def average(moment):
+        # A device without samples has moments 0/0, which a weight of zero would not stop.
+        return lax.psum(jnp.where(num_samples > 0, moment * (num_samples / total), 0), axis_name)
+
     def pool(pair):
         mean, variance = pair
-        pooled = lax.psum(mean * (num_samples / total), axis_name)
+        pooled = average(mean)
         # Deviations from the pooled mean first: E[x²] - E[x]² would cancel.
-        return pooled, lax.psum((variance + (mean - pooled) ** 2) * (num_samples / total), axis_name)
+        return pooled, average(variance + (mean - pooled) ** 2)
 
     return _map_pairs(pool, moments), total
 
@@ -144,6 +154,8 @@ def _pool(a, b, n_a, n_b):
 
 def _as_float64(tree, index):
     def convert(pair):
+        if not _is_pair(pair):
+            raise ValueError(f"recalibrate_batch_stats: batch {index}: every leaf must be a tuple (mean, variance)")
         pair = tuple(np.asarray(x, np.float64) for x in pair)
         if not all(np.isfinite(x).all() for x in pair):
             raise ValueError(f"recalibrate_batch_stats: the moments of batch {index} are not finite")
@@ -154,9 +166,8 @@ def _as_float64(tree, index):
 
 def _distance(before, after):
     def of(a, b):
-        variance = np.maximum(b[1], np.finfo(np.float32).tiny)
-        return max(
-            np.max(np.abs(b[0] - a[0]) / np.sqrt(variance), initial=0.0), np.max(np.abs(b[1] - a[1]) / variance, initial=0.0)
-        )
+        scale = b[1] + _EPSILON
+        of_mean, of_variance = np.abs(b[0] - a[0]) / np.sqrt(scale), np.abs(b[1] - a[1]) / scale
+        return max(np.max(of_mean, initial=0.0), np.max(of_variance, initial=0.0))
 
     return float(max(jax.tree.leaves(_map_pairs(of, before, after)), default=0.0))

@@ -2,7 +2,8 @@ r"""Offline (vertical) averages over time, as pure functions (init, update, valu
 
 All three hold their state in float32 under bf16 or fp16 parameters (float64 stays float64): an
 exponential average in bf16 stalls, since (1 - decay) · (p - a) rounds to zero against a. `value`
-answers in that state's dtype. Leaves that are not floating take the newest value.
+answers in that state's dtype. Leaves that are not floating take the newest value. A state shares no
+buffer with the parameters, so either may be donated.
 """
 
 from collections.abc import Callable
@@ -119,16 +120,15 @@ def sliding_window(size: int) -> Average:
 
     def init(params):
         # The initial parameters wait in slot 0, where the first update replaces them.
-        members = jax.tree.map(
-            lambda p: jnp.zeros((size, *jnp.shape(p)), jnp.result_type(p)).at[0].set(p) if _is_float(p) else jnp.asarray(p),
-            params,
-        )
-        return SlidingWindowState(jnp.zeros([], jnp.int32), members)
+        def first(p):
+            return jnp.zeros((size, *jnp.shape(p)), jnp.result_type(p)).at[0].set(p) if _is_float(p) else jnp.array(p)
+
+        return SlidingWindowState(jnp.zeros([], jnp.int32), jax.tree.map(first, params))
 
     def update(state, params):
         slot = state.count % size
         members = jax.tree.map(
-            lambda held, p: held.at[slot].set(jnp.asarray(p, held.dtype)) if _is_float(p) else jnp.asarray(p),
+            lambda held, p: held.at[slot].set(jnp.asarray(p, held.dtype)) if _is_float(p) else jnp.array(p),
             state.members, params,
         )
         return SlidingWindowState(state.count + 1, members)
@@ -159,8 +159,10 @@ def _running_mean(weight):
 
         def move(mean, p):
             if not _is_float(p):
-                return jnp.asarray(p)
-            return mean + (jnp.asarray(p, mean.dtype) - mean) * jnp.asarray(weight(count), mean.dtype)
+                return jnp.array(p)
+            p, share = jnp.asarray(p, mean.dtype), jnp.asarray(weight(count), mean.dtype)
+            # With weight 1 nothing is left of what was there before, be it NaN.
+            return jnp.where(share == 1, p, mean + (p - mean) * share)
 
         return MeanState(count, jax.tree.map(move, state.mean, params))
 

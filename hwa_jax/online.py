@@ -13,7 +13,6 @@ ask for weights W̄ = (1/K) Σ_k (p_k + u_k), so the update is W̄ - p_k. Nothin
 cycle index is t // H, and the restart weights are the very weights the next step begins from.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,7 +21,16 @@ import optax
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-AxisName = str | Sequence[str] | None
+from hwa_jax.replica_mean import (
+    AxisName,
+    accumulator,
+    count_replicas,
+    is_averaged,
+    mean_over_replicas,
+    normalize_axis_name,
+    vary_like,
+)
+
 OptimizerStatePolicy = Literal["local", "average", "reset"]
 
 _POLICIES = ("local", "average", "reset")
@@ -45,8 +53,8 @@ class WithOnlineAverageState(NamedTuple):
     Attributes:
         count: int32 scalar, completed steps; may carry the replica axis, equal on all replicas.
         distance: float32 scalar, ‖(p_k + u_k) - W̄‖ at the last average, just before the weights became
-            W̄; this replica's (root mean square over replicas for stacked trees). It costs no
-            communication, and its root mean square over replicas is their spread.
+            W̄; this replica's, whose root mean square over replicas is their spread. It costs no communication.
+            For stacked trees it is that root mean square, a second small all-reduce where they are sharded.
         inner_state: state of the inner optimizer, with or without the replica axis as its own.
     """
 
@@ -66,11 +74,13 @@ def online_average(
     (t - start_step) % every == 0. K = number of replicas along the axis, H = `every`.
 
     An update is added to the weights, and p + (W̄ - p) is not bit-equal to W̄: replicas agree to a few
-    units in the last place. Where they must be bit-identical, use `synchronize` on the weights.
+    units in the last place of the larger of |p| and |W̄|. Where they must be bit-identical, use
+    `synchronize` on the weights. With K = 1 updates are left as they are, to the last bit.
 
-    Low-precision leaves (bf16, fp16) are averaged in float32. Integer and PRNG-key leaves pass
-    through. Between two averages nothing is communicated: the all-reduce sits in a conditional that
-    stays one even where vmap has batched the step counter.
+    Low-precision leaves (bf16, fp16) are averaged in float32; updates come out in the wider dtype of
+    update and weight. Integer and PRNG-key leaves pass through. Between two averages nothing is
+    communicated: the all-reduce sits in a conditional that stays one even where vmap has batched the
+    step counter.
 
     Do not wrap it in a transform that skips steps depending on data (`optax.apply_if_finite`,
     `optax.MultiSteps(should_skip_update_fn=...)`): replicas would disagree about when to meet, and
@@ -81,7 +91,9 @@ def online_average(
         axis_name: the name of a vmap, pmap or mesh axis over which replicas lie, or a tuple of names
             (`("device", "particle")`). None means that there is no named axis: every leaf of the
             parameters is stacked, with the replicas along its axis 0, and `init` and `update` are
-            called on the stacked trees in plain jit.
+            called on the stacked trees in plain jit. For arrays sharded over devices without
+            shard_map this is the way: under vmap the step counter would be sharded too, and every
+            step would fetch it.
         start_step: steps at the start during which replicas are averaged after every step.
 
     Returns:
@@ -118,11 +130,10 @@ def online_average(
     def update(updates, state, params=None):
         _require_params("online_average", params)
         count = optax.safe_increment(state.count)
-        updates = lax.cond(
+        updates = _average_if(
             is_synchronization_step(_shared(count), every, start_step),
             lambda updates: _update_to_mean(updates, params, (), axis_name)[0],
-            lambda updates: updates,
-            updates,
+            _promote(updates, params),
         )
         return updates, OnlineAverageState(count=count)
 
@@ -145,10 +156,10 @@ def with_online_average(
         axis_name: as in `online_average`.
         optimizer_state: what happens to the inner state when the weights are averaged.
             "local" keeps every replica's own (as local SGD does). "average" averages its floating
-            leaves over the replicas. "reset" starts it again by `inner.init` and keeps only the
-            counts of learning-rate schedules and injected hyperparameters; Adam's own count starts
-            again with its moments, since zero moments under an old count make steps of several
-            times the rate.
+            leaves over the replicas. "reset" starts it again by `inner.init` and keeps only where the
+            run is: counts of schedules, injected hyperparameters, keys of gradient noise, gradients
+            that `optax.MultiSteps` has yet to apply. Adam's own count starts again with its moments,
+            since zero moments under an old count make steps of several times the rate.
         start_step: as in `online_average`.
 
     Returns:
@@ -188,12 +199,10 @@ def with_online_average(
         _require_params("with_online_average", params)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         count = optax.safe_increment(state.count)
-        updates, distance, inner_state = lax.cond(
+        updates, distance, inner_state = _average_if(
             is_synchronization_step(_shared(count), every, start_step),
-            lambda updates, inner_state: synchronized(updates, inner_state, params),
-            lambda updates, inner_state: (updates, state.distance, inner_state),
-            updates,
-            inner_state,
+            lambda kept: synchronized(kept[0], kept[2], params),
+            (_promote(updates, params), state.distance, inner_state),
         )
         return updates, WithOnlineAverageState(count, distance, inner_state)
 
@@ -232,7 +241,7 @@ def synchronize(tree: Any, axis_name: AxisName) -> Any:
         >>> print(jax.vmap(lambda w: synchronize(w, "particle"), axis_name="particle")(jnp.array([1.0, 2.0])))
         [1.5 1.5]
     """
-    return _mean(tree, _normalize("synchronize", axis_name))
+    return mean_over_replicas(tree, normalize_axis_name("synchronize", axis_name))
 
 
 @custom_vmap
@@ -248,17 +257,23 @@ def _shared(count):
 @_shared.def_vmap
 def _shared_batched(axis_size, in_batched, count):
     del axis_size
-    return (count[0] if in_batched[0] else count), False
+    # The result goes through the identity again, for a vmap around this one.
+    return _shared(count[0] if in_batched[0] else count), False
 
 
+def _average_if(due, average, kept):
+    """`average(kept)` where an average is due, else `kept`; only there anything is communicated."""
+    # Under shard_map(check_vma=True) both branches have to vary over the same mesh axes.
+    kept = jax.tree.map(vary_like, kept, jax.eval_shape(average, kept))
+    return lax.cond(due, lambda kept: jax.tree.map(vary_like, average(kept), kept), lambda kept: kept, kept)
 
-def _is_averaged(leaf):
-    # PRNG keys have an extended dtype, which is no subtype of inexact.
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
+def _promote(updates, params):
+    # A bf16 update of float32 weights could not lead all replicas to one float32 mean.
+    def promote(u, p):
+        return jnp.asarray(u, jnp.promote_types(jnp.result_type(u), jnp.result_type(p))) if _moves(u, p) else u
 
-def _accumulator(leaf):
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    return jax.tree.map(promote, updates, params, is_leaf=_is_none)
 
 
 def _update_to_mean(updates, params, state, axis_name):
@@ -267,98 +282,61 @@ def _update_to_mean(updates, params, state, axis_name):
     One call for both trees, so that one all-reduce carries them.
     """
     averaged = jax.tree.map(
-        lambda u, p: (p + u).astype(jnp.result_type(p)) if _is_averaged(p) else None, updates, params
+        lambda u, p: (p + u).astype(jnp.result_type(p)) if _moves(u, p) else None, updates, params, is_leaf=_is_none
     )
-    num_replicas = _num_replicas(averaged) if axis_name is None else None
-    means, state = _mean((_upcast(averaged), state), axis_name, num_replicas)
+    num_replicas = count_replicas(averaged, axis_name)
+    if num_replicas == 1:
+        return updates, state
+    upcast = jax.tree.map(lambda leaf: leaf.astype(accumulator(leaf)), averaged)
+    means, state = mean_over_replicas((upcast, state), axis_name, num_replicas)
     updates = jax.tree.map(
-        lambda u, p, mean: u if mean is None else (mean - p).astype(jnp.result_type(u)),
-        updates, params, means, is_leaf=lambda leaf: leaf is None,
+        lambda u, p, mean: u if mean is None else (mean - p).astype(u.dtype),
+        updates, params, means, is_leaf=_is_none,
     )
     return updates, state
 
 
+def _moves(u, p):
+    return u is not None and is_averaged(p)
+
+
+def _is_none(leaf):
+    return leaf is None
+
+
 def _distance(local_updates, updates, axis_name):
-    squares = [
-        jnp.sum(jnp.abs((u - v).astype(_accumulator(u))) ** 2)
-        for u, v in zip(jax.tree.leaves(local_updates), jax.tree.leaves(updates)) if _is_averaged(u)
-    ]
-    num_stacked = _num_replicas(updates) if axis_name is None and squares else 1
+    leaves = zip(jax.tree.leaves(local_updates), jax.tree.leaves(updates))
+    moves = [(u - v).astype(accumulator(u)) for u, v in leaves if is_averaged(u)]
+    squares = [jnp.sum(jnp.abs(move) ** 2) for move in moves]
+    num_stacked = count_replicas(moves, None) if axis_name is None else 1
     return jnp.sqrt(sum(squares, jnp.float32(0)) / num_stacked).astype(jnp.float32)
 
 
-def _upcast(tree):
-    return jax.tree.map(lambda leaf: leaf.astype(_accumulator(leaf)), tree)
-
-
-def _mean(tree, axis_name, num_replicas=None):
-    leaves, treedef = jax.tree.flatten(tree)
-    if axis_name is None and num_replicas is None:
-        num_replicas = _num_replicas([leaf for leaf in leaves if _is_averaged(leaf)])
-    # With stacked trees, a leaf without the replica axis (an injected learning rate) has nothing to average.
-    chosen = [
-        i for i, leaf in enumerate(leaves)
-        if _is_averaged(leaf) and (axis_name is not None or jnp.shape(leaf)[:1] == (num_replicas,))
-    ]
-    if chosen:
-        means = _collective_mean([jnp.asarray(leaves[i], _accumulator(leaves[i])) for i in chosen], axis_name)
-        for i, mean in zip(chosen, means):
-            leaves[i] = mean.astype(jnp.result_type(leaves[i]))
-    return jax.tree.unflatten(treedef, leaves)
-
-
-def _collective_mean(leaves, axis_name):
-    if axis_name is None:
-        return [jnp.broadcast_to(jnp.mean(leaf, axis=0, keepdims=True), leaf.shape) for leaf in leaves]
-    _require_bound(axis_name)
-    try:
-        means = lax.pmean(leaves, axis_name)
-    except ValueError as error:
-        if "varying" not in str(error):
-            raise
-        raise ValueError(
-            f"averaging over axis_name={axis_name!r}: a vmap axis inside jax.shard_map needs "
-            "jax.shard_map(..., check_vma=False)"
-        ) from error
-    return [_vary_like(mean, leaf) for mean, leaf in zip(means, leaves)]
-
-
-def _vary_like(mean, leaf):
-    # Under shard_map(check_vma=True) a mean is typed as equal on all devices, and both branches of a
-    # conditional must have one type: forget that it is equal.
-    missing = getattr(jax.typeof(leaf), "vma", frozenset()) - getattr(jax.typeof(mean), "vma", frozenset())
-    return lax.pcast(mean, tuple(missing), to="varying") if missing else mean
-
-
-def _num_replicas(tree):
-    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(tree)}
-    if len(sizes) > 1 or None in sizes:
-        shapes = sorted({jnp.shape(leaf) for leaf in jax.tree.leaves(tree)})
-        raise ValueError(
-            f"axis_name=None: every leaf must be stacked with the replicas along axis 0, got shapes {shapes}; "
-            "see hwa_jax.particles.replicate"
-        )
-    return sizes.pop() if sizes else None
-
-
-# States that say where a run is in its schedule, not what an optimizer has gathered.
-_SCHEDULE_STATES = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
+# States that say where a run is, not what an optimizer has gathered.
+_KEPT_STATES = (
+    optax.ScaleByScheduleState,
+    optax.InjectStatefulHyperparamsState,
+    optax.InjectHyperparamsState,
+    optax.MultiStepsState,
+    optax.AddNoiseState,
+    optax.contrib.DifferentiallyPrivateAggregateState,
+    optax.contrib.ReduceLROnPlateauState,
+)
 
 
 def _reset(old, fresh):
-    """`fresh`, with the schedule counts and injected hyperparameters of `old`."""
+    """`fresh`, with those states of `old` that say where the run is; what they wrap is fresh again."""
 
-    def is_schedule(node):
-        return isinstance(node, _SCHEDULE_STATES)
+    def is_kept(node):
+        return isinstance(node, _KEPT_STATES)
 
     def choose(new, previous):
-        if not is_schedule(new):
+        if not is_kept(new):
             return new
-        if hasattr(new, "inner_state"):
-            return previous._replace(inner_state=_reset(previous.inner_state, new.inner_state))
-        return previous
+        wrapped = {"inner_state", "inner_opt_state"}.intersection(new._fields)
+        return previous._replace(**{name: _reset(getattr(previous, name), getattr(new, name)) for name in wrapped})
 
-    return jax.tree.map(choose, fresh, old, is_leaf=is_schedule)
+    return jax.tree.map(choose, fresh, old, is_leaf=is_kept)
 
 
 def _validate(function, every, axis_name, start_step):
@@ -366,41 +344,13 @@ def _validate(function, every, axis_name, start_step):
         raise ValueError(f"{function}: every={every!r} must be a whole number of steps, at least 1")
     if not _is_int(start_step) or start_step < 0:
         raise ValueError(f"{function}: start_step={start_step!r} must be a whole number of steps, at least 0")
-    return _normalize(function, axis_name)
+    return normalize_axis_name(function, axis_name)
 
 
 def _is_int(value):
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
-def _normalize(function, axis_name):
-    if axis_name is None or isinstance(axis_name, str):
-        return axis_name
-    if isinstance(axis_name, Sequence) and axis_name and all(isinstance(name, str) for name in axis_name):
-        return tuple(axis_name)
-    raise ValueError(f"{function}: axis_name={axis_name!r} must be a name, a tuple of names, or None")
-
-
 def _require_params(function, params):
     if params is None:
         raise ValueError(f"{function}: params=None; call update(updates, state, params)")
-
-
-def _require_bound(axis_name):
-    for name in (axis_name,) if isinstance(axis_name, str) else axis_name:
-        try:
-            lax.axis_size(name)
-        except NameError as error:
-            raise ValueError(
-                f"axis_name={name!r} is not bound here; bound axes: {_bound_axes()}. Call the update inside "
-                f"jax.vmap(..., axis_name={name!r}) or jax.shard_map, or use axis_name=None with stacked trees"
-            ) from error
-
-
-def _bound_axes():
-    try:
-        from jax._src.core import get_axis_env  # JAX has no public list of bound names.
-
-        return ", ".join(map(str, get_axis_env().axis_names())) or "none"
-    except (ImportError, AttributeError):
-        return "unknown"

@@ -227,8 +227,8 @@ def _require_multiple(num_particles, num_devices, device_axis):
         below = num_particles - num_particles % num_devices
         choices = [n for n in (below, below + num_devices) if n]
         raise ValueError(
-            f"{num_particles} particles cannot be cut evenly over the {num_devices} devices of mesh axis {device_axis!r}: "
-            f"use {' or '.join(map(str, choices))} particles, or a mesh of fewer devices"
+            f"{num_particles} particles cannot be cut evenly over the {num_devices} devices of mesh axis "
+            f"{device_axis!r}: use {' or '.join(map(str, choices))} particles, or a mesh of fewer devices"
         )
 
 
@@ -239,9 +239,8 @@ def _require_same(first, other, index):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(other)):
         a, b = jnp.asarray(a), jnp.asarray(b)
         if (a.shape, a.dtype) != (b.shape, b.dtype):
-            raise ValueError(
-                f"stack: leaf {_name(path)} of tree {index} is {b.dtype}{list(b.shape)}, of tree 0 {a.dtype}{list(a.shape)}"
-            )
+            raise ValueError(f"stack: leaf {_name(path)} of tree {index} is {b.dtype}{list(b.shape)}, "
+                             f"of tree 0 {a.dtype}{list(a.shape)}")
 
 
 def _name(path):
