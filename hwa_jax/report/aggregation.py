@@ -28,7 +28,9 @@ _MEASURES = {
     "validation_accuracy": lambda cell: cell["validation"]["accuracy"],
     "validation_accuracy_at_1_3": lambda cell: _accuracy_at(cell, 1 / 3),
     "validation_accuracy_at_2_3": lambda cell: _accuracy_at(cell, 2 / 3),
-    "train_test_gap": lambda cell: cell["train"]["accuracy"] - cell["test"]["accuracy"],
+    "train_test_gap": lambda cell: (
+        _number(cell["train"]["accuracy"]) - _number(cell["test"]["accuracy"])
+    ),
     "compute_epochs": lambda cell: cell["compute_epochs"],
     "bytes_communicated": lambda cell: cell["bytes_communicated"],
     "synchronizations": lambda cell: cell["synchronizations"],
@@ -174,16 +176,18 @@ def _measure(members):
 
 
 def _number(value):
+    """The value as a float; null, which stands for "not finite" in JSON, as nan."""
     return math.nan if value is None else float(value)
 
 
 def _accuracy_at(cell, fraction):
     """Validation accuracy at a fraction of the epochs, linear between two evaluations."""
     epochs = [point["epoch"] for point in cell["curve"]]
+    accuracies = [_number(point["accuracy"]) for point in cell["curve"]]
     wanted = fraction * cell["epochs_per_replica"]
     if not epochs or not epochs[0] <= wanted <= epochs[-1]:
         return math.nan
-    return float(np.interp(wanted, epochs, [point["accuracy"] for point in cell["curve"]]))
+    return float(np.interp(wanted, epochs, accuracies))
 
 
 def _compare(row, rows):

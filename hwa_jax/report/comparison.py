@@ -38,7 +38,7 @@ training, linearly between two evaluations. Train − test is the accuracy on th
 minus that on the test data. Passes over data, communicated bytes and synchronizations between
 replicas are those of the whole training. The training time leaves out evaluation and
 compilation. The curves show the validation split, held out of the training data; a curve may
-start below its plot. The test split was used for the tables alone.
+start below its plot. The test split was used for the final accuracies, NLL and ECE alone.
 """
 
 
@@ -73,16 +73,12 @@ def write_comparison(
     """
     if not cells:
         raise ValueError("cells is empty: nothing to report")
+    sections = aggregate(cells)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    sections = aggregate(cells)
     machine = environment()
-    results = {
-        "meta": meta,
-        "environment": machine,
-        "cells": cells,
-        "summary": [_summary(section) for section in sections],
-    }
+    summary = [_summary(section) for section in sections]
+    results = {"meta": meta, "environment": machine, "cells": cells, "summary": summary}
     write_text(directory / "results.json", _json_text(results))
     parts = [f"# {title}", *([meta["description"]] if "description" in meta else [])]
     parts += ["## Summary", summary_table(cells)]
@@ -125,10 +121,10 @@ def _methods(sections):
 
 def _settings(method, cells):
     values = {
-        SETTINGS[name]: sorted({str(cell[name]) for cell in cells if cell[name] is not None})
+        SETTINGS[name]: sorted({cell[name] for cell in cells if cell[name] is not None})
         for name in method.settings
     }
-    shown = ", ".join(f"{symbol} = {' or '.join(v)}" for symbol, v in values.items() if v)
+    shown = ", ".join(f"{symbol} = {' or '.join(map(str, v))}" for symbol, v in values.items() if v)
     return [f"Here {shown}."] if shown else []
 
 

@@ -1,5 +1,6 @@
 """The plots of a method comparison: validation curves, and differences to plain training."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -30,10 +31,11 @@ def curve_plots(sections: Sequence[Section], section: Section, directory: Path) 
     styles = _styles(sections)
     paths = []
     for comparison, name in COMPARISONS.items():
+        rows = [(row, _runs(row)) for row in section.rows if row.comparison == comparison]
         series = [
-            Series(row.label, _runs(row), styles[row.label])
-            for row in section.rows
-            if row.comparison == comparison and any(c["curve"] for c in row.cells.values())
+            Series(row.label, runs, styles[row.label])
+            for row, runs in rows
+            if runs and set.intersection(*(set(x) for x, _ in runs.values()))
         ]
         if series:
             title = heading(section, sections)
@@ -71,30 +73,33 @@ def difference_plot(sections: Sequence[Section], directory: Path) -> list[Path]:
 
 
 def _styles(sections):
-    rows = [row for section in sections for row in section.rows]
-    unknown = sorted({row.method for row in rows} - METHODS.keys())
-    order = [*METHODS, *unknown]
-    # A known method keeps its place even if others are missing; variants come after them all.
+    """Label -> style: a known method has the same in every report, variants take what is free."""
+    methods = {row.label: row.method for section in sections for row in section.rows}
+    places = {key: place for place, key in enumerate(METHODS)}
     styles = {}
-    for row in sorted(rows, key=lambda row: order.index(row.method)):
-        if row.label not in styles:
-            place = order.index(row.method)
-            styles[row.label] = place if place not in styles.values() else None
-    spare = iter(range(len(order), len(order) + len(styles)))
-    return {label: next(spare) if s is None else s for label, s in styles.items()}
+    for label, method in methods.items():
+        if method in places:
+            styles[label] = places.pop(method)
+    taken = set(styles.values())
+    free = (style for style in itertools.count() if style not in taken)
+    others = [label for label in methods if label not in styles]
+    return styles | {label: next(free) for label in others}
 
 
 def _runs(row: Row):
+    """Points of every seed's curve that have a finite accuracy; seeds without any are left out."""
     runs = {}
     for seed, cell in row.cells.items():
         scale = 1.0
         if row.comparison == "equal_compute":
             scale = cell["compute_epochs"] / cell["epochs_per_replica"]
-        points = [point for point in cell["curve"] if point["accuracy"] is not None]
-        runs[seed] = (
-            [scale * point["epoch"] for point in points],
-            [100 * point["accuracy"] for point in points],
-        )
+        points = [
+            (scale * point["epoch"], 100 * point["accuracy"])
+            for point in cell["curve"]
+            if point["accuracy"] is not None and math.isfinite(point["accuracy"])
+        ]
+        if points:
+            runs[seed] = tuple(zip(*points))
     return runs
 
 

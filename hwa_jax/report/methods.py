@@ -40,12 +40,13 @@ METHODS = {
     ),
     "offline_window": Method(
         "offline window average",
-        "plain training, evaluated at the mean of the last I weights stored along the way.",
+        "plain training, evaluated at the mean of the last I weights, stored every H steps.",
         ("sync_period", "window_size"),
     ),
     "offline_uniform": Method(
         "offline uniform average",
-        "plain training, evaluated at the mean of all weights stored since a chosen start (SWA).",
+        "plain training, evaluated at the mean of all weights since a chosen start, stored every H "
+        "steps (SWA).",
         ("sync_period",),
     ),
     "lookahead": Method(
