@@ -43,6 +43,16 @@ def cell(method="plain", comparison="equal_steps", seed=0, accuracy=0.9, **chang
     } | changes
 
 
+def paired(method, differences, comparison="equal_steps", base=0.9):
+    """Cells of plain at ``base`` plus the seed's own level, and of a method that far from it."""
+    cells = []
+    for seed, difference in enumerate(differences):
+        level = base - 0.01 * seed
+        cells.append(cell("plain", comparison, seed, level))
+        cells.append(cell(method, comparison, seed, level + difference))
+    return cells
+
+
 EFFECTS = {  # method -> test accuracy minus plain's, by basis of comparison
     "ema": (0.006, 0.004),
     "online": (0.002, -0.004),
