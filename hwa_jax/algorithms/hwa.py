@@ -1,0 +1,248 @@
+r"""Hierarchical Weight Averaging: the training.
+
+    for cycle e = 0, 1, ...:
+        for t = 0 .. H-1, all replicas k = 1..K in parallel, each in its own batch order:
+            W^k_{e,t+1} = optimizer_step(W^k_{e,t}, batch_k)                    inner weights
+        W̄_e = (1/K) Σ_k W^k_{e,H}                                               outer weights, pushed to the window
+        W^k_{e+1,0} = W̄_e                                                       every replica restarts from them
+        W̿_e = (1/min(I, e+1)) Σ_{i=max(0, e-I+1)..e} W̄_i                        HWA weights, never fed back
+
+The two loops are one loop over steps here: the average and the restart happen inside the step, by the
+transform `with_online_average`; the window is on disk. A last cycle that is shorter than H is averaged
+and pushed as well, so the HWA weights hold everything that was learned; the replicas themselves are left
+as they are, and a run that is extended continues as if it had never stopped.
+
+K = 1 is offline averaging alone, I = 1 is online averaging alone, both 1 is the inner optimizer.
+"""
+
+import functools
+import math
+import os
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from hwa_jax import particles
+from hwa_jax.online import is_synchronization_step, synchronize
+from hwa_jax.storage.safetensors import save_weights
+from hwa_jax.storage.window_store import WindowStore
+from hwa_jax.training import loop
+from hwa_jax.training.interruption import Interruption
+from hwa_jax.training.loop import Event
+from hwa_jax.training.session import Session
+from hwa_jax.training.setup import Setup, prepare
+from hwa_jax.training.step import PARTICLES, TrainState
+from hwa_jax.training.workdir import Workdir
+
+
+class Weights(NamedTuple):
+    """One set of weights that can be evaluated and shipped.
+
+    Attributes:
+        params: the network's parameters.
+        batch_stats: its BatchNorm statistics.
+    """
+
+    params: Any
+    batch_stats: Any
+
+
+def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool = False) -> dict[str, Any] | None:
+    """Trains by HWA; the same call continues an interrupted run, and returns at once from a finished one.
+
+    Args:
+        config: as `hwa_jax.training.config.default_config`.
+        directory: the work directory; see `hwa_jax.training.workdir` for what lies there.
+        overwrite: start over, deleting what is there.
+
+    Returns:
+        The contents of results.json; None if a signal stopped the run (a checkpoint was made, and the
+        same call continues).
+
+    Raises:
+        UserError: configuration, data, devices or work directory do not fit, or the training diverged.
+    """
+    setup = prepare(config)
+    with Workdir(directory, config, setup.dataset.fingerprint, overwrite=overwrite) as workdir:
+        finished = workdir.results()
+        if finished is not None and finished["steps"] >= setup.periods.total:
+            return finished
+        with Interruption() as interruption, Session(setup, workdir) as session, open_window(setup, workdir.path) as window:
+            hwa = _Hwa(session, window)
+            state, complete = loop.run(
+                session.state, session.step, range(session.first, setup.periods.total),
+                before=hwa.before(), after=hwa.after(), should_stop=interruption.requested,
+            )
+            return hwa.finish(workdir, state) if complete else hwa.stop(state)
+
+
+def open_window(setup: Setup, directory: os.PathLike) -> WindowStore:
+    """The window of a run, with as many members kept as resuming and re-sweeps need."""
+    checkpoint, hwa = setup.config.checkpoint, setup.config.hwa
+    # A resume may fall back to the oldest checkpoint, and finds the window of that moment.
+    pushes_behind = math.ceil(checkpoint.keep * setup.periods.checkpoint / setup.periods.push) + 1
+    return WindowStore(directory / "window", hwa.window_size, keep=max(hwa.window_size + pushes_behind, hwa.keep_pushes))
+
+
+def outer_weights(setup: Setup, state: TrainState) -> Weights:
+    """W̄ = (1/K) Σ_k W^k, and the mean of the replicas' BatchNorm statistics."""
+    return Weights(*setup.mean_over_replicas((state.params, state.batch_stats)))
+
+
+def hwa_weights(setup: Setup, window: WindowStore) -> Weights:
+    """W̿, the mean of the window, with BatchNorm statistics recomputed on training images."""
+    return recalibrated(setup, *window.mean())
+
+
+def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
+    """Weights with BatchNorm statistics of their own, and a warning where more images would still move them."""
+    batch_stats, report = setup.recalibrate(params, batch_stats)
+    if report is not None and report.more_would_help:
+        logging.log_first_n(
+            logging.WARNING, "BatchNorm statistics moved by %.2g over the second half of %d images: raise "
+            "hwa.recalibration_examples", 1, report.unsettled, report.num_samples,
+        )
+    return Weights(params, batch_stats)
+
+
+def all_weights(setup: Setup, state: TrainState, window: WindowStore) -> dict[str, Weights]:
+    """The weights of a training side by side: outer, hwa, and ema and slow (Lookahead) where they are kept."""
+    outer = outer_weights(setup, state)
+    weights = {"outer": outer}
+    if window.steps:
+        weights["hwa"] = hwa_weights(setup, window)
+    if setup.ema is not None:
+        weights["ema"] = recalibrated(setup, setup.mean_over_replicas(setup.ema.value(state.ema)), outer.batch_stats)
+    if setup.config.optimizer.wrapper == "lookahead":
+        slow = setup.mean_over_replicas(state.opt_state.inner_state.slow)
+        weights["slow"] = recalibrated(setup, slow, outer.batch_stats)
+    return weights
+
+
+def communication(setup: Setup, state: TrainState) -> dict[str, int]:
+    """Synchronizations of a whole run, and the bytes that each replica sends for them in ring all-reduces."""
+    periods, num_replicas = setup.periods, setup.num_replicas
+    synchronizations = sum(
+        bool(is_synchronization_step(done, periods.sync, periods.sync_start)) for done in range(1, periods.total + 1)
+    ) if num_replicas > 1 else 0
+    averaged = [state.params, state.batch_stats]
+    if setup.config.hwa.optimizer_state == "average":
+        averaged.append([x for x in jax.tree.leaves(state.opt_state.inner_state) if np.issubdtype(x.dtype, np.floating)])
+    payload = sum(leaf.nbytes for leaf in jax.tree.leaves(averaged)) // num_replicas
+    return {
+        "synchronizations": synchronizations,
+        "bytes_per_synchronization": payload,
+        "bytes_communicated": synchronizations * 2 * payload * (num_replicas - 1) // num_replicas,
+    }
+
+
+class _Hwa:
+    """What happens between the steps of HWA."""
+
+    def __init__(self, session: Session, window: WindowStore):
+        self._session, self._setup, self._window = session, session.setup, window
+        self._inner_metrics = None
+        # Drop what an uninterrupted run would not have: newer members, and the push of a last partial cycle.
+        regular = [s for s in window.stored_steps if s <= session.first and self._setup.periods.is_regular_push(s)]
+        window.truncate(after=max(regular, default=0))
+
+    def before(self) -> list[Event]:
+        """The events before a step."""
+        return [Event("inner evaluation", self._every(self._setup.periods.evaluation), self._evaluate_inner)]
+
+    def after(self) -> list[Event]:
+        """The events after a step, in their order."""
+        periods = self._setup.periods
+        synchronization = functools.partial(is_synchronization_step, every=periods.sync, start_step=periods.sync_start)
+        return [
+            Event("synchronization", synchronization, self._synchronize_batch_stats),
+            Event("push", periods.is_push, self._push),
+            Event("evaluation", self._every(periods.evaluation), self._evaluate),
+            Event("log", self._every(periods.log), self._session.log),
+            Event("checkpoint", self._every(periods.checkpoint), self._checkpoint),
+        ]
+
+    def _every(self, period):
+        return lambda done: done % period == 0 or done == self._setup.periods.total
+
+    @functools.cached_property
+    def _average_batch_stats(self):
+        average = particles.vectorize(lambda tree: synchronize(tree, PARTICLES), mesh=self._setup.mesh)
+        return jax.jit(average, donate_argnums=0)
+
+    def _synchronize_batch_stats(self, done, state):
+        if self._setup.num_replicas == 1 or not jax.tree.leaves(state.batch_stats):
+            return state
+        return state._replace(batch_stats=self._average_batch_stats(state.batch_stats))
+
+    def _push(self, done, state):
+        self._session.require_finite(state)
+        self._window.push(done, outer_weights(self._setup, state))
+        distances = np.asarray(state.opt_state.distance, np.float64)
+        self._session.write(done, "push", {"spread": float(np.sqrt(np.mean(distances**2)))})
+        return state
+
+    def _evaluate_inner(self, done, state):
+        """The replicas one step before, since at a synchronization they have just been made equal."""
+        if self._setup.num_replicas > 1:
+            with self._session.clock.activity("evaluation"):
+                self._inner_metrics = {
+                    name: _average(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
+                    for name, split in self._curve_splits.items()
+                }
+        return state
+
+    def _evaluate(self, done, state):
+        evaluator = self._setup.evaluator
+        with self._session.clock.activity("evaluation"):
+            evaluated = {
+                name: {key: evaluator.one(*weights, split) for key, split in self._curve_splits.items()}
+                for name, weights in all_weights(self._setup, state, self._window).items()
+            }
+        evaluated["inner"] = self._inner_metrics or evaluated["outer"]
+        for name, by_split in evaluated.items():
+            for split, values in by_split.items():
+                self._session.write(done, "evaluation", {"weights": name, "split": split, **values})
+        return state
+
+    @property
+    def _curve_splits(self):
+        # The test split takes no part in curves.
+        return {"validation": self._setup.validation, "train": self._setup.train_sample}
+
+    def _checkpoint(self, done, state):
+        # A checkpoint promises the window up to its step.
+        self._window.wait()
+        return self._session.checkpoint(done, state)
+
+    def stop(self, state: TrainState) -> None:
+        """After a signal: a checkpoint of this very step."""
+        done = int(state.step)
+        self._checkpoint(done, state)
+        logging.warning("stopped by a signal after step %d of %d: the same command continues", done, self._setup.periods.total)
+
+    def finish(self, workdir: Workdir, state: TrainState) -> dict[str, Any]:
+        """The final table: all weights on the whole training, validation and test splits."""
+        setup = self._setup
+        splits = {"train": setup.train, "validation": setup.validation, "test": setup.test}
+        with self._session.clock.activity("evaluation"):
+            weights = all_weights(setup, state, self._window)
+            final = {
+                name: {key: setup.evaluator.one(*these, split) for key, split in splits.items()}
+                for name, these in weights.items()
+            }
+        facts = {
+            "config": setup.config.to_dict(), "data_fingerprint": setup.dataset.fingerprint, "steps": setup.periods.total,
+            "epochs": setup.periods.total / setup.periods.epoch, "window": self._window.steps, "final": final,
+        }
+        save_weights(workdir.path / "hwa.safetensors", *weights["hwa"], facts)
+        results = {**facts, **communication(setup, state), "seconds": self._session.clock.seconds()}
+        workdir.write_results(results)
+        return results
+
+
+def _average(metrics):
+    return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}

@@ -1,0 +1,132 @@
+"""The configuration of a training run: every field, its default, and what is allowed."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hwa_jax.data.batches import DATA_MODES
+from hwa_jax.errors import UserError
+from hwa_jax.training.duration import Duration
+
+# The fields that may differ when a run is resumed; any other difference is refused.
+MAY_CHANGE_ON_RESUME = (
+    "training.duration", "evaluation.every", "evaluation.batch_size", "checkpoint.every", "checkpoint.keep", "logging.every",
+    "logging.tensorboard", "data.data_dir",
+)
+
+
+def default_config() -> ConfigDict:
+    """All fields with their defaults. Durations read "500 steps", "20 epochs" or "30%".
+
+    Example:
+        >>> config = default_config()
+        >>> config.hwa.num_replicas, config.hwa.sync_period
+        (2, '1 epoch')
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.num_devices = 0  # 0: all
+    config.init_from = ""  # a file of `experiments/evaluate.py export` to start from
+    config.data = ConfigDict({
+        "name": "digits", "data_dir": "", "num_train": 0, "validation_fraction": 0.1, "label_noise": 0.0, "seed": 0,
+        "crop_padding": 0, "flip": False,
+    })
+    config.model = ConfigDict({"name": "cnn_s", "norm": "", "dtype": "float32"})
+    config.optimizer = ConfigDict({
+        "name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0, "decoupled": False,
+        "decay_pattern": "kernel$", "options": ConfigDict(), "wrapper": "none", "lookahead_period": 5, "lookahead_rate": 0.5,
+        "sam_radius": 0.05,
+    })
+    config.schedule = ConfigDict({
+        "name": "constant", "warmup": "0 steps", "milestones": ("50%", "75%"), "factor": 0.1, "final_fraction": 0.0,
+    })
+    config.training = ConfigDict({"batch_size": 100, "duration": "20 epochs", "label_smoothing": 0.0, "ema_decay": 0.0})
+    config.hwa = ConfigDict({
+        "num_replicas": 2,  # K
+        "sync_period": "1 epoch",  # H
+        "window_size": 10,  # I, in pushes
+        "push_every": "",  # a multiple of sync_period; "": sync_period
+        "sync_start": "0 steps",  # until then replicas are averaged after every step
+        "offline_start": "0 steps",  # no outer weights are pushed before
+        "keep_pushes": 0,  # how many members stay on disk for re-sweeps; 0: what resuming needs
+        "data_mode": "shared", "optimizer_state": "local",
+        "recalibration_examples": 2000,
+    })
+    config.evaluation = ConfigDict({"every": "1 epoch", "batch_size": 500, "train_examples": 1000})
+    config.checkpoint = ConfigDict({"every": "1 epoch", "keep": 2})
+    config.logging = ConfigDict({"every": "50 steps", "tensorboard": True})
+    return config.lock()
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks what can be checked without data and devices.
+
+    Raises:
+        UserError: a field out of range; the message names the field, the value and what is allowed.
+
+    Example:
+        >>> config = default_config(); config.hwa.window_size = 0
+        >>> validate(config)
+        Traceback (most recent call last):
+        ...
+        hwa_jax.errors.UserError: hwa.window_size=0: must be at least 1
+    """
+    for field, least in _LEAST.items():
+        if _get(config, field) < least:
+            raise UserError(f"{field}={_get(config, field)!r}: must be at least {least}")
+    for field, allowed in _CHOICES.items():
+        if _get(config, field) not in allowed:
+            raise UserError(f"{field}={_get(config, field)!r}: give one of {', '.join(map(repr, allowed))}")
+    for field in _FRACTIONS:
+        if not 0 <= _get(config, field) < 1:
+            raise UserError(f"{field}={_get(config, field)!r}: must be at least 0 and below 1")
+    for field in _DURATIONS:
+        Duration.parse(_get(config, field), field)
+
+
+def differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """The fields in which a stored configuration and this one differ: (field, stored, new).
+
+    Example:
+        >>> stored = default_config().to_dict(); stored["seed"] = 1
+        >>> differences(stored, default_config())
+        [('seed', 1, 0)]
+    """
+    old, new = _flatten(stored), _flatten(config.to_dict())
+    return [(field, old.get(field), new.get(field)) for field in sorted({*old, *new}) if old.get(field) != new.get(field)]
+
+
+_LEAST = {
+    "num_devices": 0, "hwa.num_replicas": 1, "hwa.window_size": 1, "hwa.keep_pushes": 0, "hwa.recalibration_examples": 1,
+    "training.batch_size": 1, "evaluation.batch_size": 1, "evaluation.train_examples": 1, "checkpoint.keep": 1,
+    "data.num_train": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
+    "optimizer.learning_rate": 0.0, "optimizer.sam_radius": 0.0,
+}
+_CHOICES = {
+    "model.norm": ("", "batch", "group", "none"), "model.dtype": ("float32", "bfloat16"),
+    "hwa.data_mode": DATA_MODES, "hwa.optimizer_state": ("local", "average", "reset"),
+}
+_FRACTIONS = (
+    "data.validation_fraction", "data.label_noise", "training.label_smoothing", "training.ema_decay", "optimizer.momentum",
+)
+_DURATIONS = (
+    "training.duration", "hwa.sync_period", "hwa.sync_start", "hwa.offline_start", "evaluation.every", "checkpoint.every",
+    "logging.every", "schedule.warmup",
+)
+
+
+def _get(config, field):
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def _flatten(tree, prefix=""):
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            # JSON knows lists only.
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

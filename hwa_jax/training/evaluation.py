@@ -1,0 +1,130 @@
+"""Evaluation as a pure function of weights: accuracy, negative log-likelihood, calibration error."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwa_jax import particles
+from hwa_jax.data import Split, augmentation
+from hwa_jax.training.functional import FunctionalModel
+
+NUM_BINS = 15
+
+
+class Sums(NamedTuple):
+    """What a batch adds to an evaluation; float32.
+
+    Attributes:
+        nll: scalar, summed negative log-likelihood in nats.
+        correct: [15], correct predictions per confidence bin.
+        confidence: [15], summed confidences per bin.
+        count: [15], predictions per bin.
+    """
+
+    nll: jax.Array
+    correct: jax.Array
+    confidence: jax.Array
+    count: jax.Array
+
+
+def batch_sums(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> Sums:
+    """The sums of one batch.
+
+    Args:
+        logits: float [b, classes].
+        labels: int [b].
+        valid: bool [b]; False marks padding, which counts for nothing.
+
+    Example:
+        >>> sums = batch_sums(jnp.array([[0.0, 9.0], [9.0, 0.0]]), jnp.array([1, 1]), jnp.array([True, False]))
+        >>> float(sums.correct.sum()), float(sums.count.sum())
+        (1.0, 1.0)
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    nll = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
+    confidence = jnp.exp(log_probabilities.max(axis=1))
+    correct = logits.argmax(axis=1) == labels
+    # Bin i holds confidences in (i/15, (i+1)/15].
+    bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
+    member = (bins[:, None] == jnp.arange(NUM_BINS)) & valid[:, None]
+    return Sums(
+        nll=jnp.where(valid, nll, 0.0).sum(),
+        correct=(member & correct[:, None]).sum(0).astype(jnp.float32),
+        confidence=jnp.where(member, confidence[:, None], 0.0).sum(0),
+        count=member.sum(0).astype(jnp.float32),
+    )
+
+
+def metrics(sums: Sums) -> dict[str, float]:
+    """Accuracy (0..1), NLL (nats per example) and ECE (0..1) from the sums of a whole split.
+
+    ECE = Σ_b (n_b / n) |accuracy_b - confidence_b| over 15 bins of equal width.
+
+    References:
+        Guo et al., On Calibration of Modern Neural Networks, 2017, arXiv 1706.04599.
+    """
+    total = sums.count.sum()
+    return {
+        "accuracy": float(sums.correct.sum() / total),
+        "nll": float(sums.nll / total),
+        "ece": float(np.abs(sums.correct - sums.confidence).sum() / total),
+    }
+
+
+class Evaluator:
+    """Evaluates weights on splits that lie on the device; nothing is swapped in place.
+
+    Example:
+        >>> from hwa_jax import models
+        >>> from hwa_jax.training.functional import from_nnx
+        >>> model = from_nnx(lambda rngs: models.create("mlp", num_classes=2, input_shape=(2, 2, 1), rngs=rngs))
+        >>> split = Split(np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32))
+        >>> evaluator = Evaluator(model, np.zeros(1), np.ones(1), batch_size=2)
+        >>> sorted(evaluator.one(*model.init(jax.random.key(0)), split))
+        ['accuracy', 'ece', 'nll']
+    """
+
+    def __init__(
+        self, model: FunctionalModel, mean: Any, std: Any, *, batch_size: int, mesh: jax.sharding.Mesh | None = None
+    ):
+        """
+        Args:
+            model: the network.
+            mean, std: [c], normalization constants of the training split.
+            batch_size: examples per step; the last, smaller batch is padded, so one program serves all.
+            mesh: where stacked weights lie (see `particles.vectorize`).
+        """
+        self._batch_size = batch_size
+
+        def sums(weights, images, labels, valid):
+            logits = model.predict(*weights, augmentation.normalize(images, mean, std))
+            return batch_sums(logits, labels, valid)
+
+        self._one = jax.jit(sums)
+        self._stacked = jax.jit(particles.vectorize(sums, in_axes=(0, None, None, None), mesh=mesh))
+
+    def one(self, params: Any, batch_stats: Any, split: Split) -> dict[str, float]:
+        """Metrics of one set of weights on a split."""
+        return metrics(self._total(self._one, (params, batch_stats), split))
+
+    def stacked(self, params: Any, batch_stats: Any, split: Split) -> list[dict[str, float]]:
+        """Metrics of every particle of stacked weights on a split."""
+        total = self._total(self._stacked, (params, batch_stats), split)
+        return [metrics(Sums(*(x[k] for x in total))) for k in range(len(total.nll))]
+
+    def _total(self, sums: Callable, weights: Any, split: Split) -> Sums:
+        starts = range(0, split.num_examples, self._batch_size)
+        parts = [sums(weights, *_padded_batch(split, jnp.int32(start), self._batch_size)) for start in starts]
+        return Sums(*(np.sum(x, axis=0, dtype=np.float64) for x in zip(*jax.device_get(parts))))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _padded_batch(split, start, size):
+    """Images, labels and which of them count; apart from the network, so that it compiles once for all splits."""
+    rows = start + jnp.arange(size)
+    present = jnp.minimum(rows, split.num_examples - 1)
+    return split.images[present], split.labels[present], rows < split.num_examples

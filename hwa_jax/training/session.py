@@ -1,0 +1,113 @@
+"""A training between its start, or resume, and its end: state, checkpoints, log, clock."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from hwa_jax import particles
+from hwa_jax.errors import UserError
+from hwa_jax.storage.checkpoint import CheckpointStore
+from hwa_jax.training.clock import Clock
+from hwa_jax.training.metrics import MetricsWriter, progress_bar
+from hwa_jax.training.setup import Setup
+from hwa_jax.training.step import NEVER, Progress, TrainState
+from hwa_jax.training.workdir import Workdir
+
+
+class Session:
+    """What every algorithm needs around its steps; a context manager.
+
+    Args:
+        setup: the pieces.
+        workdir: open; its newest whole checkpoint is where the session starts.
+
+    Attributes:
+        state: the stacked TrainState at the start.
+        first: completed steps at the start.
+        clock: seconds by activity, restarts included.
+
+    Raises:
+        UserError: the run has already done more steps than the configuration asks for.
+    """
+
+    def __init__(self, setup: Setup, workdir: Workdir):
+        self.setup = setup
+        self._checkpoints = CheckpointStore(workdir.path / "checkpoints", keep=setup.config.checkpoint.keep)
+        self.state, self.first, seconds = self._start()
+        self.clock = Clock(seconds)
+        self._writer = MetricsWriter(workdir.path, first=self.first, tensorboard=setup.config.logging.tensorboard)
+        self._bar = progress_bar(setup.periods.total, self.first, str(setup.config.model.name))
+        self._batch_key, self._noise_key = setup.keys()
+        self._epoch_indices, self._indices, self._done = setup.make_epoch_indices(), None, self.first
+        with self.clock.activity("compilation"):
+            indices = self._epoch_indices(self.state.step, self._batch_key)
+            self._step = setup.make_step().lower(self.state, indices, setup.train, self._noise_key).compile()
+
+    def _start(self):
+        restored = self._checkpoints.restore(like=jax.eval_shape(self.setup.initial_state))
+        if restored is None:
+            return self.setup.initial_state(), 0, {}
+        if restored.step > self.setup.periods.total:
+            raise UserError(
+                f"training.duration={self.setup.config.training.duration!r} is {self.setup.periods.total} steps, "
+                f"but the run has already done {restored.step}: give a longer one"
+            )
+        logging.info("resuming from the checkpoint of step %d", restored.step)
+        # A resume from an older checkpoint must not leave a newer one to be found next time.
+        self._checkpoints.truncate(after=restored.step)
+        return self.setup.place(restored.tree), restored.step, restored.metadata["seconds"]
+
+    def step(self, state: TrainState) -> TrainState:
+        """One optimizer step of all replicas; dispatches and returns. `state` is donated."""
+        if self._indices is None or self._done % self.setup.periods.epoch == 0:
+            self._indices = self._epoch_indices(state.step, self._batch_key)
+        self._done += 1
+        self._bar.update()
+        return self._step(state, self._indices, self.setup.train, self._noise_key)
+
+    def write(self, done: int, kind: str, values: dict[str, Any]) -> None:
+        """Adds a row to the log."""
+        self._writer.write({"step": done, "epoch": done / self.setup.periods.epoch, "kind": kind, **values})
+
+    def log(self, done: int, state: TrainState) -> TrainState:
+        """Writes the training loss and accuracy since the last log, and starts their sums again."""
+        self.require_finite(state)
+        progress = jax.device_get(state.progress)
+        loss = float(np.mean(progress.loss / progress.steps))
+        self.write(done, "train", {
+            "loss": loss,
+            "accuracy": float(np.mean(progress.correct / (progress.steps * self.setup.config.training.batch_size))),
+            "learning_rate": float(self.setup.schedule(done - 1)),
+        })
+        self._bar.set_postfix(loss=f"{loss:.3f}")
+        return self.setup.place(state._replace(progress=particles.replicate(Progress.zero(), self.setup.num_replicas)))
+
+    def require_finite(self, state: TrainState) -> None:
+        """Stops a diverged training before anything of it is stored.
+
+        Raises:
+            UserError: the loss or gradient of a replica was not finite; names replica and step.
+        """
+        first = np.asarray(state.progress.first_non_finite)
+        if first.min() != NEVER:
+            raise UserError(
+                f"loss or gradient of replica {int(first.argmin())} is not finite at step {int(first.min())}: lower "
+                f"optimizer.learning_rate={self.setup.config.optimizer.learning_rate}; "
+                f"checkpoints kept: {self._checkpoints.steps or 'none'}"
+            )
+
+    def checkpoint(self, done: int, state: TrainState) -> TrainState:
+        """Stores the state; durable when it returns."""
+        self.require_finite(state)
+        with self.clock.activity("checkpoint"):
+            self._checkpoints.save(done, state, {"seconds": self.clock.seconds()})
+        return state
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+        self._writer.close()

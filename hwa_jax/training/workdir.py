@@ -1,0 +1,128 @@
+"""The work directory of a run: what lies where, and whose it is.
+
+    config.json        the configuration
+    environment.json   versions, hardware and topology of the newest start
+    checkpoints/       training checkpoints (Orbax)
+    window/            the outer weights of the window (Orbax)
+    metrics.jsonl      one row per log, push and evaluation
+    tensorboard/       the same as event files
+    results.json       written last: its presence says that the run is finished
+    hwa.safetensors    the HWA weights with their BatchNorm statistics
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from hwa_jax.errors import UserError
+from hwa_jax.report.environment import environment
+from hwa_jax.storage import atomic
+from hwa_jax.training.config import MAY_CHANGE_ON_RESUME, differences
+
+
+class Workdir:
+    """A directory that one run owns while it is open.
+
+    Args:
+        directory: created when missing.
+        config: of the run. A directory of another configuration is refused, except for fields
+            that may change on resume (`config.MAY_CHANGE_ON_RESUME`).
+        fingerprint: of the data; a change of data is refused.
+        overwrite: delete what is there.
+
+    Raises:
+        UserError: another configuration or other data (the differences are shown), a directory that
+            holds something else, or another process that is using it.
+
+    Example:
+        >>> import tempfile
+        >>> from hwa_jax.training.config import default_config
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with Workdir(f"{parent}/run", default_config(), "abc") as workdir:
+        ...         sorted(path.name for path in workdir.path.iterdir())
+        ['.lock', 'config.json', 'environment.json']
+    """
+
+    def __init__(self, directory: str | os.PathLike, config: ConfigDict, fingerprint: str, *, overwrite: bool = False):
+        self.path = pathlib.Path(directory)
+        stored = read_json(self.path / "config.json")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: give a directory as --workdir")
+        if stored is None and self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()) and not overwrite:
+            raise UserError(f"{self.path} holds files but no config.json: give an empty --workdir, or --overwrite to delete them")
+        if stored is not None and not overwrite:
+            self._require_same(stored, config, fingerprint)
+        self._lock = self._acquire()
+        if overwrite:
+            self._clear()
+        atomic.write_json(self.path / "config.json", {"config": config.to_dict(), "data_fingerprint": fingerprint})
+        self._record_environment()
+
+    def results(self) -> dict[str, Any] | None:
+        """What a finished run wrote; None if it is not finished."""
+        return read_json(self.path / "results.json")
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Marks the run as finished."""
+        atomic.write_json(self.path / "results.json", results)
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *_) -> None:
+        os.close(self._lock)
+
+    def _require_same(self, stored, config, fingerprint):
+        if stored["data_fingerprint"] != fingerprint:
+            raise UserError(f"{self.path}: the run was made with other data (fingerprint {stored['data_fingerprint'][:12]}, "
+                            f"now {fingerprint[:12]}): restore the data, or choose another --workdir")
+        changed = [d for d in differences(stored["config"], config) if d[0] not in MAY_CHANGE_ON_RESUME]
+        if changed:
+            text = "; ".join(f"{field} was {old!r}, now {new!r}" for field, old, new in changed)
+            raise UserError(f"{self.path} belongs to another configuration: {text}. Choose another --workdir, or --overwrite to delete it")
+
+    def _acquire(self):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write there ({error.strerror}): give another --workdir") from error
+        try:
+            # The kernel drops the lock with the process, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise UserError(f"{self.path}: another process is using it: wait for it, or choose another --workdir") from error
+        return lock
+
+    def _clear(self):
+        for path in self.path.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _record_environment(self):
+        before, now = read_json(self.path / "environment.json"), environment()
+        if before is not None and before != now:
+            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            logging.warning("resuming under another %s: bit-equality with an uninterrupted run is not promised", ", ".join(changed))
+        atomic.write_json(self.path / "environment.json", now)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The value in a JSON file, None if there is no file.
+
+    Raises:
+        UserError: not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: restore it, or start over with --overwrite") from error
