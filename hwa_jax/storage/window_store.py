@@ -242,18 +242,23 @@ class WindowStore:
             )
 
     def _work(self):
-        while (item := self._queue.get()) is not None:
-            step, structure, leaves = item
+        while True:
+            item = self._queue.get()
             try:
+                if item is None:
+                    return
                 if self._error is None:
-                    self._trees.save(step, structure, leaves)
-                    self._remember(step, leaves)
-                    self._trees.keep_newest(self._keep)
-                    self._drop_evicted()
+                    self._save(*item)
             except BaseException as error:
                 self._error = error
             finally:
                 self._queue.task_done()
+
+    def _save(self, step, structure, leaves):
+        self._trees.save(step, structure, leaves)
+        self._remember(step, leaves)
+        self._trees.keep_newest(self._keep)
+        self._drop_evicted()
 
     def _raise_error(self):
         if self._error is not None:
