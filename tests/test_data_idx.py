@@ -106,7 +106,8 @@ def test_truncated_gzip(tmp_path, cut):
 
 
 def test_corrupt_gzip(tmp_path):
-    content = bytearray(gzip.compress(idx_bytes(np.random.RandomState(0).randint(0, 256, (50, 9, 9)))))
+    images = np.random.RandomState(0).randint(0, 256, (50, 9, 9))
+    content = bytearray(gzip.compress(idx_bytes(images)))
     content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
     path = tmp_path / "file.gz"
     path.write_bytes(content)

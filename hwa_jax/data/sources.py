@@ -107,8 +107,9 @@ def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     count = round(fraction * split.num_examples)
     if fraction and not 0 < count < split.num_examples:
         raise UserError(
-            f"validation_fraction={fraction}: leaves {split.num_examples - count} images to train "
-            f"and {count} to validate of {split.num_examples}; give a larger num_train or another fraction"
+            f"validation_fraction={fraction}: leaves {split.num_examples - count} images to "
+            f"train and {count} to validate of {split.num_examples}; give a larger num_train or "
+            "another fraction"
         )
     random = np.random.RandomState([seed, _VALIDATION])
     held_out, kept = stratified_choice(split.labels, count, random)

@@ -5,6 +5,7 @@ import difflib
 import io
 import os
 import pathlib
+import re
 import sys
 
 from hwa_jax.errors import UserError
@@ -46,17 +47,22 @@ def find_builder(name: str, directory: pathlib.Path):
 
                 return HwaDigits(data_dir=directory, file_format="array_record")
             return tfds.builder(name, data_dir=directory, file_format="array_record", try_gcs=False)
-        except tfds.core.DatasetNotFoundError as error:
-            known = {*LOCAL_NAMES, *tfds.list_builders(with_community_datasets=False)}
-            close = difflib.get_close_matches(name, sorted(known)) or LOCAL_NAMES
-            raise UserError(
-                f"data set {name!r} is unknown; close names: {', '.join(close)}"
-            ) from error
         except Exception as error:
-            raise UserError(
-                f"data set {name!r} cannot be opened in {directory} ({one_line(error)}); "
-                "correct the name, or delete the data set there and prepare it again"
-            ) from error
+            raise _explain(name, directory, error) from error
+
+
+def _explain(name: str, directory: pathlib.Path, error: Exception) -> UserError:
+    import tensorflow_datasets as tfds
+
+    known = {*LOCAL_NAMES, *tfds.list_builders(with_community_datasets=False)}
+    base_name = re.split("[/:]", name)[0]
+    if base_name in known or (base_name and (directory / base_name).is_dir()):
+        return UserError(
+            f"data set {name!r} cannot be opened in {directory} ({one_line(error)}); "
+            "correct the name, or delete the data set there and prepare it again"
+        )
+    close = difflib.get_close_matches(name, sorted(known)) or LOCAL_NAMES
+    return UserError(f"data set {name!r} is unknown; close names: {', '.join(close)}")
 
 
 def one_line(error: Exception) -> str:

@@ -67,8 +67,8 @@ def _read_split(builder, split_name: str) -> Split:
             examples = source.__getitems__(range(len(source)))
     except NotImplementedError as error:
         raise UserError(
-            f"{builder.data_path}: prepared as {builder.info.file_format.value}, which has no random "
-            "access; prepare it as array_record in another data_dir"
+            f"{builder.data_path}: prepared as {builder.info.file_format.value}, which has no "
+            "random access; prepare it as array_record in another data_dir"
         ) from error
     except Exception as error:
         raise UserError(
