@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from hwa_jax.report import environment as module
-from hwa_jax.report.environment import environment
+from hwa_jax.training import environment as module
+from hwa_jax.training.environment import environment
 
 
 def test_versions_and_devices():

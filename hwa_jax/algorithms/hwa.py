@@ -16,13 +16,13 @@ K = 1 is offline averaging alone, I = 1 is online averaging alone, both 1 is the
 """
 
 import functools
+import logging
 import math
 import os
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from hwa_jax import particles
@@ -36,6 +36,8 @@ from hwa_jax.training.session import Session
 from hwa_jax.training.setup import Setup, prepare
 from hwa_jax.training.step import PARTICLES, TrainState
 from hwa_jax.training.workdir import Workdir
+
+_logger = logging.getLogger(__name__)
 
 
 class Weights(NamedTuple):
@@ -79,12 +81,17 @@ def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool =
             return hwa.finish(workdir, state) if complete else hwa.stop(state)
 
 
-def open_window(setup: Setup, directory: os.PathLike) -> WindowStore:
-    """The window of a run, with as many members kept as resuming and re-sweeps need."""
+def num_kept(setup: Setup) -> int:
+    """How many members of the window stay on disk: what resuming needs, or what re-sweeps asked for."""
     checkpoint, hwa = setup.config.checkpoint, setup.config.hwa
     # A resume may fall back to the oldest checkpoint, and finds the window of that moment.
     pushes_behind = math.ceil(checkpoint.keep * setup.periods.checkpoint / setup.periods.push) + 1
-    return WindowStore(directory / "window", hwa.window_size, keep=max(hwa.window_size + pushes_behind, hwa.keep_pushes))
+    return max(hwa.window_size + pushes_behind, hwa.keep_pushes)
+
+
+def open_window(setup: Setup, directory: os.PathLike) -> WindowStore:
+    """The window in a work directory."""
+    return WindowStore(directory / "window", setup.config.hwa.window_size, keep=num_kept(setup))
 
 
 def outer_weights(setup: Setup, state: TrainState) -> Weights:
@@ -101,9 +108,9 @@ def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
     """Weights with BatchNorm statistics of their own, and a warning where more images would still move them."""
     batch_stats, report = setup.recalibrate(params, batch_stats)
     if report is not None and report.more_would_help:
-        logging.log_first_n(
-            logging.WARNING, "BatchNorm statistics moved by %.2g over the second half of %d images: raise "
-            "hwa.recalibration_examples", 1, report.unsettled, report.num_samples,
+        _logger.warning(
+            "BatchNorm statistics moved by %.2g over the second half of %d images: raise hwa.recalibration_examples",
+            report.unsettled, report.num_samples,
         )
     return Weights(params, batch_stats)
 
@@ -222,7 +229,7 @@ class _Hwa:
         """After a signal: a checkpoint of this very step."""
         done = int(state.step)
         self._checkpoint(done, state)
-        logging.warning("stopped by a signal after step %d of %d: the same command continues", done, self._setup.periods.total)
+        _logger.warning("stopped by a signal after step %d of %d: the same command continues", done, self._setup.periods.total)
 
     def finish(self, workdir: Workdir, state: TrainState) -> dict[str, Any]:
         """The final table: all weights on the whole training, validation and test splits."""

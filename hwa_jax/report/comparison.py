@@ -13,7 +13,7 @@ from hwa_jax.report.comparison_tables import (
     section_table,
     summary_table,
 )
-from hwa_jax.report.environment import environment
+from hwa_jax.training.environment import environment
 from hwa_jax.report.methods import METHODS, SETTINGS, method_named
 from hwa_jax.report.statistics import Interval
 from hwa_jax.storage.atomic import write_text

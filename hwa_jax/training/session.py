@@ -1,10 +1,10 @@
 """A training between its start, or resume, and its end: state, checkpoints, log, clock."""
 
+import logging
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from hwa_jax import particles
 from hwa_jax.errors import UserError
@@ -14,6 +14,8 @@ from hwa_jax.training.metrics import MetricsWriter, progress_bar
 from hwa_jax.training.setup import Setup
 from hwa_jax.training.step import NEVER, Progress, TrainState
 from hwa_jax.training.workdir import Workdir
+
+_logger = logging.getLogger(__name__)
 
 
 class Session:
@@ -54,7 +56,7 @@ class Session:
                 f"training.duration={self.setup.config.training.duration!r} is {self.setup.periods.total} steps, "
                 f"but the run has already done {restored.step}: give a longer one"
             )
-        logging.info("resuming from the checkpoint of step %d", restored.step)
+        _logger.info("resuming from the checkpoint of step %d", restored.step)
         # A resume from an older checkpoint must not leave a newer one to be found next time.
         self._checkpoints.truncate(after=restored.step)
         return self.setup.place(restored.tree), restored.step, restored.metadata["seconds"]

@@ -12,18 +12,20 @@
 
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import shutil
 from typing import Any
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from hwa_jax.errors import UserError
-from hwa_jax.report.environment import environment
+from hwa_jax.training.environment import environment
 from hwa_jax.storage import atomic
 from hwa_jax.training.config import MAY_CHANGE_ON_RESUME, differences
+
+_logger = logging.getLogger(__name__)
 
 
 class Workdir:
@@ -110,7 +112,7 @@ class Workdir:
         before, now = read_json(self.path / "environment.json"), environment()
         if before is not None and before != now:
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-            logging.warning("resuming under another %s: bit-equality with an uninterrupted run is not promised", ", ".join(changed))
+            _logger.warning("resuming under another %s: bit-equality with an uninterrupted run is not promised", ", ".join(changed))
         atomic.write_json(self.path / "environment.json", now)
 
 

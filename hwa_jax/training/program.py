@@ -1,0 +1,77 @@
+"""What the programs in experiments/ share: one clear line for bad input, and a compilation cache."""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from hwa_jax.errors import UserError
+
+INTERRUPTED = 143  # what a shell reports for SIGTERM
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags, runs `main` and exits.
+
+    Bad flags, an unknown field of the configuration or a value of the wrong type, and every `UserError`
+    end as one line `error: ...` on stderr with exit code 2. Other exceptions keep their traceback.
+
+    Args:
+        main: takes nothing, returns an exit code; None means 0.
+    """
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+            # A configuration file that does not load is noticed at its first use only.
+            if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+                flags.FLAGS.config.keys()
+            return rest
+        except KeyError as error:
+            _fail(f"the configuration has no field {error}; hwa_jax/training/config.py lists all fields")
+        except (flags.Error, UserError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+            _fail(error)
+
+    def guarded(argv):
+        if len(argv) > 1:
+            _fail(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
+        _log_plainly()
+        try:
+            return main()
+        except UserError as error:
+            _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def enable_compilation_cache(directory: str | os.PathLike) -> None:
+    """Keeps compiled programs in `directory`, so that the next start need not compile them again.
+
+    JAX_COMPILATION_CACHE_DIR wins where it is set.
+    """
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(directory).absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _log_plainly():
+    """Our own messages as lines on stderr; of the libraries only warnings, unless --verbosity asks for more."""
+    if flags.FLAGS["verbosity"].using_default_value:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+    logger = logging.getLogger("hwa_jax")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _fail(error):
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
