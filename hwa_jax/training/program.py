@@ -31,9 +31,9 @@ def run(main: Callable[[], int | None]) -> None:
             if "config" in flags.FLAGS and flags.FLAGS.config is not None:
                 flags.FLAGS.config.keys()
             return rest
-        except KeyError as error:
-            _fail(f"the configuration has no field {error}; hwa_jax/training/config.py lists all fields")
-        except (flags.Error, UserError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        except AttributeError as error:  # from an override of a field that does not exist
+            _fail(f"the configuration has no field {str(error).strip(chr(34) + chr(39))!r}; hwa_jax/training/config.py lists all")
+        except (flags.Error, UserError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
             _fail(error)
 
     def guarded(argv):
@@ -62,7 +62,7 @@ def enable_compilation_cache(directory: str | os.PathLike) -> None:
 
 def _log_plainly():
     """Our own messages as lines on stderr; of the libraries only warnings, unless --verbosity asks for more."""
-    if flags.FLAGS["verbosity"].using_default_value:
+    if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
     logger = logging.getLogger("hwa_jax")
     handler = logging.StreamHandler()
