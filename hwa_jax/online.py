@@ -74,7 +74,7 @@ def online_average(
     (t - start_step) % every == 0. K = number of replicas along the axis, H = `every`.
 
     An update is added to the weights, and p + (W̄ - p) is not bit-equal to W̄: replicas agree to a few
-    units in the last place of the larger of |p| and |W̄|. Where they must be bit-identical, use
+    units in the last place of the largest weight among them. Where they must be bit-identical, use
     `synchronize` on the weights. With K = 1 updates are left as they are, to the last bit.
 
     Low-precision leaves (bf16, fp16) are averaged in float32; updates come out in the wider dtype of
