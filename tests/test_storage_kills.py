@@ -6,9 +6,11 @@ blocks; the parent kills the child there. Every moment is asserted to have been 
 
 import multiprocessing
 import os
+import pathlib
 import random
 import shutil
 import signal
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -24,6 +26,14 @@ SIZE, KEEP, DURABLE = 3, 4, 6
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["hwa_jax.storage.checkpoint", "hwa_jax.storage.window_store"])
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """In memory where possible: nothing here cuts the power, and a disk's fsync is slow."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        yield pathlib.Path(directory)
 
 
 class Dense(NamedTuple):
