@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from hwa_jax.models.layers import BATCH_NORM_MOMENTUM, conv, normalization
-from hwa_jax.models.resnet import PadShortcut, ResidualBlock
+from hwa_jax.models.resnet import PadShortcut, ResidualBlock, cifar_resnet
+from hwa_jax.models.vgg import VGG
 from hwa_jax.models.wide_resnet import PreactivationBlock
 
 
@@ -86,3 +87,11 @@ def test_convolution_kernels_are_he_normal():
     layer = conv(64, 128, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
     # 73,728 draws: the standard error of the deviation is 0.3 % of it.
     np.testing.assert_allclose(jnp.std(layer.kernel[...]), np.sqrt(2 / (9 * 64)), rtol=0.015)
+
+
+@pytest.mark.parametrize(
+    ("make", "depth"), [(cifar_resnet, 2), (cifar_resnet, 21), (cifar_resnet, 22), (VGG, 11)]
+)
+def test_depths_that_do_not_exist_are_refused(make, depth):
+    with pytest.raises(ValueError, match=f"depth={depth}"):
+        make(depth, num_classes=10, input_shape=(8, 8, 3), rngs=nnx.Rngs(0))

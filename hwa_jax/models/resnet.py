@@ -178,12 +178,18 @@ def cifar_resnet(depth: int, **settings) -> ResNet:
     0.46 M (464,154), ResNet-56 0.85 M (853,018) parameters at 10 classes. ResNet-8 (75,290) is
     their n = 1, for tests.
 
+    Raises:
+        ValueError: another depth.
+
     Example:
-        >>> model = cifar_resnet(8, num_classes=10, input_shape=(8, 8, 1), rngs=nnx.Rngs(0))
-        >>> model(jnp.zeros((2, 8, 8, 1))).shape
-        (2, 10)
+        >>> settings = {"num_classes": 10, "input_shape": (32, 32, 3)}
+        >>> model = nnx.eval_shape(lambda: cifar_resnet(20, **settings, rngs=nnx.Rngs(0)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        269722
     """
-    blocks_per_group = (depth - 2) // 6
+    blocks_per_group, remainder = divmod(depth - 2, 6)
+    if blocks_per_group < 1 or remainder:
+        raise ValueError(f"depth={depth}: must be 6n + 2 with n >= 1 (8, 14, 20, ...)")
     return ResNet(
         block=_basic,
         blocks_per_group=(blocks_per_group,) * 3,
@@ -198,6 +204,12 @@ def resnet18(**settings) -> ResNet:
 
     He et al. 2016, table 1, with the stem that CIFAR repositories agree on: 11.17 M (11,173,962)
     parameters at 10 classes.
+
+    Example:
+        >>> settings = {"num_classes": 10, "input_shape": (32, 32, 3)}
+        >>> model = nnx.eval_shape(lambda: resnet18(**settings, rngs=nnx.Rngs(0)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        11173962
     """
     return ResNet(
         block=_basic,
@@ -213,6 +225,12 @@ def resnet50(**settings) -> ResNet:
 
     He et al. 2016, table 1, with the stride on the 3x3 convolution of a bottleneck ("v1.5", as in
     torchvision): 25.56 M (25,557,032) parameters at 1000 classes.
+
+    Example:
+        >>> settings = {"num_classes": 1000, "input_shape": (224, 224, 3)}
+        >>> model = nnx.eval_shape(lambda: resnet50(**settings, rngs=nnx.Rngs(0)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        25557032
     """
     return ResNet(
         block=_bottleneck,

@@ -29,6 +29,15 @@ class VGG(nnx.Module):
 
     Args:
         depth: 16 or 19.
+
+    Raises:
+        ValueError: another depth.
+
+    Example:
+        >>> settings = {"num_classes": 10, "input_shape": (32, 32, 3)}
+        >>> model = nnx.eval_shape(lambda: VGG(16, **settings, rngs=nnx.Rngs(0)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        14724042
     """
 
     def __init__(
@@ -41,6 +50,8 @@ class VGG(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if depth not in CONVOLUTIONS_PER_STAGE:
+            raise ValueError(f"depth={depth}: must be 16 or 19")
         in_channels = input_shape[-1]
         layers = {}
         stages = zip(CHANNELS, CONVOLUTIONS_PER_STAGE[depth])

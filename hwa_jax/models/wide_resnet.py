@@ -75,9 +75,10 @@ class WideResNet(nnx.Module):
         UserError: another depth or width.
 
     Example:
-        >>> model = WideResNet(10, 1, num_classes=10, input_shape=(8, 8, 1), rngs=nnx.Rngs(0))
-        >>> model(jnp.zeros((2, 8, 8, 1))).shape
-        (2, 10)
+        >>> settings = {"num_classes": 10, "input_shape": (32, 32, 3)}
+        >>> model = nnx.eval_shape(lambda: WideResNet(28, 10, **settings, rngs=nnx.Rngs(0)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        36479194
     """
 
     def __init__(
