@@ -22,6 +22,7 @@ import os
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -67,12 +68,16 @@ def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool =
     Raises:
         UserError: configuration, data, devices or work directory do not fit, or the training diverged.
     """
-    setup = prepare(config)
-    with Workdir(directory, config, setup.dataset.fingerprint, overwrite=overwrite) as workdir:
+    return run(prepare(config), directory, overwrite=overwrite)
+
+
+def run(setup: Setup, directory: str | os.PathLike, *, overwrite: bool = False) -> dict[str, Any] | None:
+    """`train`, for callers that have prepared the pieces and go on to use them."""
+    with Workdir(directory, setup.config, setup.dataset.fingerprint, overwrite=overwrite) as workdir:
         finished = workdir.results()
-        if finished is not None and finished["steps"] >= setup.periods.total:
+        if finished is not None and finished["steps"] == setup.periods.total:
             return finished
-        with Interruption() as interruption, Session(setup, workdir) as session, open_window(setup, workdir.path) as window:
+        with Interruption() as interruption, open_window(setup, workdir.path) as window, Session(setup, workdir) as session:
             hwa = _Hwa(session, window)
             state, complete = loop.run(
                 session.state, session.step, range(session.first, setup.periods.total),
@@ -90,8 +95,15 @@ def num_kept(setup: Setup) -> int:
 
 
 def open_window(setup: Setup, directory: os.PathLike) -> WindowStore:
-    """The window in a work directory."""
-    return WindowStore(directory / "window", setup.config.hwa.window_size, keep=num_kept(setup))
+    """The window in a work directory.
+
+    Raises:
+        UserError: it holds weights of another network; names the first leaf that differs.
+    """
+    window = WindowStore(directory / "window", setup.config.hwa.window_size, keep=num_kept(setup))
+    if window.stored_steps:
+        window.require_like(jax.eval_shape(lambda: outer_weights(setup, setup.initial_state())))
+    return window
 
 
 def outer_weights(setup: Setup, state: TrainState) -> Weights:
@@ -101,7 +113,7 @@ def outer_weights(setup: Setup, state: TrainState) -> Weights:
 
 def hwa_weights(setup: Setup, window: WindowStore) -> Weights:
     """W̿, the mean of the window, with BatchNorm statistics recomputed on training images."""
-    return recalibrated(setup, *window.mean())
+    return recalibrated(setup, *jax.device_put(window.mean(), setup.replicated))
 
 
 def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
@@ -112,7 +124,7 @@ def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
             "BatchNorm statistics moved by %.2g over the second half of %d images: raise hwa.recalibration_examples",
             report.unsettled, report.num_samples,
         )
-    return Weights(params, batch_stats)
+    return Weights(params, jax.device_put(batch_stats, setup.replicated))
 
 
 def all_weights(setup: Setup, state: TrainState, window: WindowStore) -> dict[str, Weights]:
@@ -137,7 +149,7 @@ def communication(setup: Setup, state: TrainState) -> dict[str, int]:
     ) if num_replicas > 1 else 0
     averaged = [state.params, state.batch_stats]
     if setup.config.hwa.optimizer_state == "average":
-        averaged.append([x for x in jax.tree.leaves(state.opt_state.inner_state) if np.issubdtype(x.dtype, np.floating)])
+        averaged.append([x for x in jax.tree.leaves(state.opt_state.inner_state) if jnp.issubdtype(x.dtype, jnp.inexact)])
     payload = sum(leaf.nbytes for leaf in jax.tree.leaves(averaged)) // num_replicas
     return {
         "synchronizations": synchronizations,
@@ -152,9 +164,9 @@ class _Hwa:
     def __init__(self, session: Session, window: WindowStore):
         self._session, self._setup, self._window = session, session.setup, window
         self._inner_metrics = None
-        # Drop what an uninterrupted run would not have: newer members, and the push of a last partial cycle.
-        regular = [s for s in window.stored_steps if s <= session.first and self._setup.periods.is_regular_push(s)]
-        window.truncate(after=max(regular, default=0))
+        # Drop what an uninterrupted run would not have: newer members, and the last partial cycle of a shorter run.
+        kept = [s for s in window.stored_steps if s <= session.first and self._setup.periods.is_push(s)]
+        window.truncate(after=max(kept, default=0))
 
     def before(self) -> list[Event]:
         """The events before a step."""

@@ -2,8 +2,10 @@
 
 import queue
 import threading
+import weakref
 
 import jax
+from absl import logging
 
 from hwa_jax.errors import UserError
 from hwa_jax.storage import saved_trees, tree_structure
@@ -29,7 +31,8 @@ class WindowStore:
     host, hands the copy to one worker thread and returns; every other method waits for the
     pushes before it. An error of a save surfaces at the next call; the pushes that waited
     behind it are dropped, so the window never has a hole, and pushing may go on after it.
-    What was pushed is durable after ``wait``, ``close`` or the end of a ``with`` block.
+    What was pushed is durable after ``wait``, ``close`` or the end of a ``with`` block; a program
+    that ends without them loses what still waits, and is warned.
 
     A killed process leaves whole members only. A member that is damaged nevertheless
     (truncated, altered, incomplete, of another structure than the newest) is never
@@ -114,6 +117,7 @@ class WindowStore:
         if self._worker is None:
             self._worker = threading.Thread(target=self._work, name="window_store", daemon=True)
             self._worker.start()
+            weakref.finalize(self, _warn_of_lost_pushes, self._queue, self._trees.directory)
         self._queue.put((step, structure, leaves))
         self._newest = step
         self._structure, self._treedef = structure, jax.tree.structure(tree)
@@ -171,6 +175,23 @@ class WindowStore:
         self.wait()
         saved = self._trees.load(checked_integer("step", step, 0))
         return tree_structure.rebuild(saved.structure, saved.leaves)
+
+    def require_like(self, tree):
+        """Refuses a window whose members differ from ``tree``, of arrays or ``jax.ShapeDtypeStruct``.
+
+        Raises:
+            UserError: names the first leaf that differs.
+        """
+        self.wait()
+        difference = self._structure and tree_structure.first_difference(
+            self._structure, tree_structure.describe(tree)[0]
+        )
+        if difference:
+            path, stored, expected = difference
+            raise UserError(
+                f"{self._trees.directory}: {path} is {stored}, where {expected} is expected: it"
+                " belongs to another model, choose another directory"
+            )
 
     def truncate(self, after):
         """Removes the members with step > ``after``: back to where a checkpoint was made.
@@ -287,3 +308,11 @@ class WindowStore:
             self._remember(step, saved.leaves)
             return saved.leaves
         return self._cache[step]
+
+
+def _warn_of_lost_pushes(waiting, directory):
+    if waiting.unfinished_tasks:
+        logging.warning(
+            "%s: %d pushes are lost, because the window was not closed",
+            directory, waiting.unfinished_tasks,
+        )  # fmt: skip

@@ -60,6 +60,11 @@ def enable_compilation_cache(directory: str | os.PathLike) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def command_line() -> str:
+    """The command of this process, for a report: how to make it again."""
+    return " ".join(["python", *sys.argv])
+
+
 def _log_plainly():
     """Our own messages as lines on stderr; of the libraries only warnings, unless --verbosity asks for more."""
     if not flags.FLAGS["verbosity"].present:

@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from hwa_jax import particles
 from hwa_jax.errors import UserError
 from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.training.clock import Clock
 from hwa_jax.training.metrics import MetricsWriter, progress_bar
 from hwa_jax.training.setup import Setup
-from hwa_jax.training.step import NEVER, Progress, TrainState
+from hwa_jax.training.step import NEVER, TrainState
 from hwa_jax.training.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
@@ -38,6 +37,7 @@ class Session:
         self.setup = setup
         self._checkpoints = CheckpointStore(workdir.path / "checkpoints", keep=setup.config.checkpoint.keep)
         self.state, self.first, seconds = self._start()
+        workdir.record()
         self.clock = Clock(seconds)
         self._writer = MetricsWriter(workdir.path, first=self.first, tensorboard=setup.config.logging.tensorboard)
         self._bar = progress_bar(setup.periods.total, self.first, str(setup.config.model.name))
@@ -84,7 +84,7 @@ class Session:
             "learning_rate": float(self.setup.schedule(done - 1)),
         })
         self._bar.set_postfix(loss=f"{loss:.3f}")
-        return self.setup.place(state._replace(progress=particles.replicate(Progress.zero(), self.setup.num_replicas)))
+        return state._replace(progress=self.setup.zero_progress())
 
     def require_finite(self, state: TrainState) -> None:
         """Stops a diverged training before anything of it is stored.

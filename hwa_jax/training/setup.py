@@ -47,7 +47,10 @@ class Periods:
         Raises:
             UserError: no steps at all, a period below one step, or pushes where no outer weights exist.
         """
-        total = Duration.parse(config.training.duration, "training.duration").steps(steps_per_epoch)
+        whole = Duration.parse(config.training.duration, "training.duration")
+        if whole.unit == "percent":
+            raise UserError(f"training.duration={config.training.duration!r}: percent of what? give steps or epochs")
+        total = whole.steps(steps_per_epoch)
 
         def steps(field, least=1):
             group, name = field.split(".")
@@ -132,11 +135,20 @@ class Setup:
 
     def place(self, state: TrainState) -> TrainState:
         """Lays a stacked state out over the devices, in buffers of its own."""
-        shardings = TrainState(*(
+        # Through a jitted copy: the step donates its state, and must not be given a buffer that NumPy still owns.
+        return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self._shardings)(state)
+
+    @functools.cached_property
+    def zero_progress(self):
+        """() -> progress of no steps, laid out likewise; jitted."""
+        num_replicas = self.num_replicas
+        return jax.jit(lambda: particles.replicate(Progress.zero(), num_replicas), out_shardings=self._shardings.progress)
+
+    @property
+    def _shardings(self):
+        return TrainState(*(
             NamedSharding(self.mesh, PartitionSpec() if axis is None else PartitionSpec("device")) for axis in STATE_AXES
         ))
-        # Through a jitted copy: the step donates its state, and must not be given a buffer that NumPy still owns.
-        return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(state)
 
     def make_step(self):
         """(state, indices, split, key) -> state for all K replicas; jitted, the state is donated."""
@@ -227,7 +239,10 @@ def prepare(config: ConfigDict) -> Setup:
     sample = dataset.train.select(np.arange(min(config.evaluation.train_examples, dataset.train.num_examples)))
     splits = [batches.to_device(split, replicated) for split in (dataset.train, dataset.validation, dataset.test, sample)]
     evaluator = Evaluator(model, dataset.mean, dataset.std, batch_size=config.evaluation.batch_size, mesh=mesh)
-    return Setup(config, dataset, *splits, model, schedule, periods, mesh, optimizer, evaluator)
+    setup = Setup(config, dataset, *splits, model, schedule, periods, mesh, optimizer, evaluator)
+    # What does not fit the network (init_from, optimizer.decay_pattern) is said before anything is written.
+    jax.eval_shape(setup.initial_state)
+    return setup
 
 
 def _mesh(config):

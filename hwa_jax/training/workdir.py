@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -37,6 +38,7 @@ class Workdir:
             that may change on resume (`config.MAY_CHANGE_ON_RESUME`).
         fingerprint: of the data; a change of data is refused.
         overwrite: delete what is there.
+        may_change: fields of the configuration that may differ from the stored ones.
 
     Raises:
         UserError: another configuration or other data (the differences are shown), a directory that
@@ -47,23 +49,29 @@ class Workdir:
         >>> from hwa_jax.training.config import default_config
         >>> with tempfile.TemporaryDirectory() as parent:
         ...     with Workdir(f"{parent}/run", default_config(), "abc") as workdir:
+        ...         workdir.record()
         ...         sorted(path.name for path in workdir.path.iterdir())
         ['.lock', 'config.json', 'environment.json']
     """
 
-    def __init__(self, directory: str | os.PathLike, config: ConfigDict, fingerprint: str, *, overwrite: bool = False):
+    def __init__(
+        self, directory: str | os.PathLike, config: ConfigDict, fingerprint: str, *, overwrite: bool = False,
+        may_change: Sequence[str] = MAY_CHANGE_ON_RESUME,
+    ):
         self.path = pathlib.Path(directory)
-        stored = read_json(self.path / "config.json")
+        self._may_change = may_change
+        self._record = {"config": config.to_dict(), "data_fingerprint": fingerprint}
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: give a directory as --workdir")
-        if stored is None and self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()) and not overwrite:
-            raise UserError(f"{self.path} holds files but no config.json: give an empty --workdir, or --overwrite to delete them")
-        if stored is not None and not overwrite:
-            self._require_same(stored, config, fingerprint)
+        if not overwrite:
+            self._require_mine(config, fingerprint)
         self._lock = self._acquire()
         if overwrite:
             self._clear()
-        atomic.write_json(self.path / "config.json", {"config": config.to_dict(), "data_fingerprint": fingerprint})
+
+    def record(self) -> None:
+        """Writes configuration and environment: from now on the directory is this run's."""
+        atomic.write_json(self.path / "config.json", self._record)
         self._record_environment()
 
     def results(self) -> dict[str, Any] | None:
@@ -80,14 +88,21 @@ class Workdir:
     def __exit__(self, *_) -> None:
         os.close(self._lock)
 
-    def _require_same(self, stored, config, fingerprint):
-        if stored["data_fingerprint"] != fingerprint:
-            raise UserError(f"{self.path}: the run was made with other data (fingerprint {stored['data_fingerprint'][:12]}, "
-                            f"now {fingerprint[:12]}): restore the data, or choose another --workdir")
-        changed = [d for d in differences(stored["config"], config) if d[0] not in MAY_CHANGE_ON_RESUME]
+    def _require_mine(self, config, fingerprint):
+        stored = read_json(self.path / "config.json")
+        if stored is None:
+            if self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+                raise UserError(f"{self.path} holds files but no config.json: give an empty --workdir, or --overwrite to delete them")
+            return
+        if not isinstance(stored, dict) or set(stored) != set(self._record):
+            raise UserError(f"{self.path}/config.json is not of a training: give another --workdir, or --overwrite to delete this one")
+        changed = [d for d in differences(stored["config"], config) if d[0] not in self._may_change]
         if changed:
             text = "; ".join(f"{field} was {old!r}, now {new!r}" for field, old, new in changed)
             raise UserError(f"{self.path} belongs to another configuration: {text}. Choose another --workdir, or --overwrite to delete it")
+        if stored["data_fingerprint"] != fingerprint:
+            raise UserError(f"{self.path}: the run was made with other data (fingerprint {stored['data_fingerprint'][:12]}, "
+                            f"now {fingerprint[:12]}): restore the data, or choose another --workdir")
 
     def _acquire(self):
         try:
@@ -106,7 +121,7 @@ class Workdir:
     def _clear(self):
         for path in self.path.iterdir():
             if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _record_environment(self):
         before, now = read_json(self.path / "environment.json"), environment()
@@ -120,7 +135,7 @@ def read_json(path: pathlib.Path) -> Any:
     """The value in a JSON file, None if there is no file.
 
     Raises:
-        UserError: not JSON.
+        UserError: not JSON, or a file that cannot be read.
     """
     try:
         return json.loads(path.read_text())
@@ -128,3 +143,5 @@ def read_json(path: pathlib.Path) -> Any:
         return None
     except ValueError as error:
         raise UserError(f"{path} is not JSON: restore it, or start over with --overwrite") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): give another --workdir, or start over with --overwrite") from error
