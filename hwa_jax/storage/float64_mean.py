@@ -10,7 +10,7 @@ class Float64Mean:
     Sums are float64 (complex128 for complex leaves) and rounded to the leaves' dtype once,
     at the end: after 10,000 float32 members the relative error is that of one rounding.
     A leaf that is neither float nor complex, a counter or a mask, has no mean: the last
-    one added is returned.
+    one added is returned. Weights, where given, make it a weighted mean.
 
     Example:
         >>> mean = Float64Mean()
@@ -21,26 +21,26 @@ class Float64Mean:
     """
 
     def __init__(self):
-        self._count = 0
+        self._weight = 0.0
         self._sums = []
         self._last = []
 
-    def add(self, leaves):
-        """Adds one member, a list of NumPy arrays."""
-        if self._count == 0:
+    def add(self, leaves, weight=1.0):
+        """Adds one member, a list of NumPy arrays, with a weight of at least 0."""
+        if not self._last:
             self._sums = [np.zeros(leaf.shape, _sum_dtype(leaf.dtype)) for leaf in leaves]
         # inf - inf is a property of the members, NaN the right answer.
         with np.errstate(invalid="ignore"):
             for total, leaf in zip(self._sums, leaves, strict=True):
                 if _is_averaged(leaf.dtype):
-                    total += leaf.astype(total.dtype)
-        self._count += 1
+                    total += weight * leaf.astype(total.dtype)
+        self._weight += weight
         self._last = leaves
 
     def value(self):
-        """The means, as new NumPy arrays in the dtypes of the members; at least one was added."""
+        """The means, as new NumPy arrays in the dtypes of the members; the weights are not all 0."""
         return [
-            np.array(total / self._count if _is_averaged(leaf.dtype) else leaf, leaf.dtype)
+            np.array(total / self._weight if _is_averaged(leaf.dtype) else leaf, leaf.dtype)
             for total, leaf in zip(self._sums, self._last)
         ]
 

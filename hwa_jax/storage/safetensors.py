@@ -11,6 +11,7 @@ from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic
 
 GROUPS = ("params", "batch_stats")
+_METADATA = "hwa_jax"
 
 
 def save_weights(path: str | os.PathLike, params: Any, batch_stats: Any, metadata: dict[str, Any] | None = None) -> None:
@@ -31,13 +32,7 @@ def save_weights(path: str | os.PathLike, params: Any, batch_stats: Any, metadat
         ...     load_weights(f"{directory}/w.safetensors")[0]
         {'dense': {'kernel': array([1., 1.])}}
     """
-    from safetensors.numpy import save
-
-    arrays = {}
-    for group, tree in zip(GROUPS, (params, batch_stats)):
-        for keypath, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            arrays[f"{group}/{jax.tree_util.keystr(keypath, simple=True, separator='/')}"] = np.ascontiguousarray(leaf)
-    atomic.write_bytes(path, save(arrays, {"hwa_jax": json.dumps(metadata or {})}))
+    write_arrays(path, named_leaves({"params": params, "batch_stats": batch_stats}), metadata)
 
 
 def load_weights(path: str | os.PathLike, like: tuple[Any, Any] | None = None) -> tuple[Any, Any]:
@@ -54,42 +49,120 @@ def load_weights(path: str | os.PathLike, like: tuple[Any, Any] | None = None) -
         UserError: no such file, no safetensors file, or weights of another network; names the first
             leaf that differs.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    return as_weights(path, read_arrays(path)[0], like)
 
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; give a safetensors file of weights")
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
+
+def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """What a file says about its weights, the `metadata` of `save_weights`; empty for other safetensors files.
+
+    Raises:
+        UserError: no such file, or no safetensors file.
+    """
+    with _open(path) as file:
+        return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+
+
+def write_arrays(
+    path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict[str, Any] | None, others: dict[str, str] | None = None
+) -> None:
+    """Writes named arrays; whole or not at all.
+
+    Args:
+        path: of the file.
+        arrays: name -> array.
+        metadata: what `load_metadata` answers; JSON.
+        others: entries of the header for other programs, such as PyTorch's {"format": "pt"}.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    from safetensors.numpy import save
+
+    # Not ascontiguousarray, which makes a scalar a vector.
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    atomic.write_bytes(path, save(contiguous, {**(others or {}), _METADATA: json.dumps(metadata or {})}))
+
+
+def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of any safetensors file by name, and the entries of its header.
+
+    Raises:
+        UserError: no such file, no complete safetensors file, or a dtype that NumPy lacks.
+    """
+    with _open(path) as file:
+        try:
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
+        except (AttributeError, TypeError) as error:  # what safetensors makes of float8
+            raise UserError(f"{path}: holds a dtype that NumPy lacks ({error}); convert it to float32") from error
+
+
+def as_weights(where: str | os.PathLike, arrays: dict[str, np.ndarray], like: tuple[Any, Any] | None = None) -> tuple[Any, Any]:
+    """Named arrays as (params, batch_stats), nested dictionaries.
+
+    Args:
+        where: what the message names.
+        arrays: "params/dense/kernel" -> array.
+        like: (params, batch_stats) whose structure, shapes and dtypes they must have.
+
+    Raises:
+        UserError: another name, or weights of another network; names the first leaf that differs.
+
+    Example:
+        >>> as_weights("w.safetensors", {"params/dense/kernel": np.ones(1), "batch_stats/norm/mean": np.zeros(1)})
+        ({'dense': {'kernel': array([1.])}}, {'norm': {'mean': array([0.])}})
+    """
     trees = {group: {} for group in GROUPS}
-    for name, array in sorted(arrays.items()):
+    for name, array in arrays.items():
         group, *keys = name.split("/")
         if group not in trees or not keys:
-            raise UserError(f"{path}: {name} is neither params/... nor batch_stats/...; export the file again")
+            raise UserError(f"{where}: {name} is neither params/... nor batch_stats/...: give weights of this package's models")
         node = trees[group]
         for key in keys[:-1]:
             node = node.setdefault(key, {})
         node[keys[-1]] = array
     if like is not None:
-        _require_like(path, (trees["params"], trees["batch_stats"]), like)
+        _require_like(where, trees, dict(zip(GROUPS, like)))
     return trees["params"], trees["batch_stats"]
 
 
-def _require_like(path, found, like):
-    for group, mine, wanted in zip(GROUPS, found, like):
-        mine, wanted = _described(mine), _described(wanted)
-        for name in sorted({*mine, *wanted}):
-            if mine.get(name) != wanted.get(name):
-                raise UserError(
-                    f"{path}: {group}/{name} is {mine.get(name, 'missing')}, the model has {wanted.get(name, 'no such leaf')}: "
-                    "give the weights of this model"
-                )
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their "/"-joined paths.
+
+    Example:
+        >>> named_leaves({"dense": {"kernel": 1, "bias": 2}, "list": [3]})
+        {'dense/bias': 2, 'dense/kernel': 1, 'list/0': 3}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _described(tree):
-    return {
-        jax.tree_util.keystr(keypath, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for keypath, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def first_difference(arrays: dict[str, Any], others: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first name under which two sets of named arrays differ in presence, shape or dtype, and both; or None.
+
+    Example:
+        >>> first_difference({"a": np.zeros(2), "b": np.zeros(3)}, {"a": np.zeros(2), "b": np.zeros((1, 3))})
+        ('b', 'float64[3]', 'float64[1, 3]')
+    """
+    mine, wanted = ({name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in side.items()} for side in (arrays, others))
+    for name in sorted({*mine, *wanted}):
+        if mine.get(name) != wanted.get(name):
+            return name, mine.get(name, "missing"), wanted.get(name, "missing")
+    return None
+
+
+def _open(path):
+    from safetensors import SafetensorError, safe_open
+
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; give a safetensors file of weights")
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
+
+
+def _require_like(where, found, like):
+    difference = first_difference(named_leaves(found), named_leaves(like))
+    if difference:
+        name, mine, wanted = difference
+        raise UserError(f"{where}: {name} is {mine}, in the model it is {wanted}: give the weights of this model")
