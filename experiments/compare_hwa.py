@@ -1,0 +1,34 @@
+"""Compares HWA with plain training, its own two halves, Lookahead and SAM, over seeds.
+
+    python experiments/compare_hwa.py --config=configs/compare_hwa_digits.py --workdir=runs/compare
+
+Interrupted, the same command continues; trainings that have finished are not run again.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from hwa_jax.algorithms import hwa_comparison
+from hwa_jax.report.comparison import write_comparison
+from hwa_jax.report.comparison_tables import summary_table
+from hwa_jax.training import program
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, see configs/compare_*.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory for figures, tables and plots")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "start over, deleting what --workdir holds")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    config, directory = _CONFIG.value, _WORKDIR.value
+    program.enable_compilation_cache(f"{directory}.compiled")
+    cells = hwa_comparison.run(config, directory, overwrite=_OVERWRITE.value)
+    report = write_comparison(cells, directory, title=config.title, meta={
+        "description": config.description, "command": program.command_line(), "config": config.to_dict(),
+    })
+    print(summary_table(cells))
+    print(f"\nreport with plots: {report}")
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,287 @@
+"""HWA beside what it is made of and what it competes with, over seeds: the trainings and their figures.
+
+One training serves several methods. With E epochs and K replicas:
+
+    plain       K=1, E epochs: the plain optimizer, EMA, and two offline averages of its own weights
+    plain_xk    K=1, K·E epochs: the same four at HWA's compute
+    hwa         K replicas, E epochs: online averaging (the outer weights) and HWA
+    lookahead   K=1, E epochs
+    sam         K=1, E epochs, two gradients per step
+
+A training's figures are one JSON file, written when it has finished; a finished one is not run again.
+"""
+
+import itertools
+import logging
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from hwa_jax.algorithms import hwa
+from hwa_jax.errors import UserError
+from hwa_jax.storage import atomic, json_lines
+from hwa_jax.training.config import default_config
+from hwa_jax.training.duration import Duration
+from hwa_jax.training.setup import Setup, prepare
+from hwa_jax.training.workdir import Workdir, read_json
+
+# Fields that only add or remove trainings, so that finished ones stay valid.
+MAY_CHANGE = ("seeds", "schedules", "trajectories", "train_sizes")
+
+_logger = logging.getLogger(__name__)
+
+
+def default_comparison() -> ConfigDict:
+    """All fields of a comparison; `base` is the configuration of one training.
+
+    Example:
+        >>> default_comparison().trajectories
+        ('plain', 'plain_xk', 'hwa', 'lookahead', 'sam')
+    """
+    config = ConfigDict()
+    config.title = "Comparison"
+    config.description = ""
+    config.base = default_config().unlock()
+    config.base.logging.tensorboard = False
+    config.seeds = (0, 1, 2, 3, 4)
+    config.tuning_seeds = (100,)  # never reported
+    config.optimizers = ConfigDict({
+        "sgd": ConfigDict({"learning_rates": (0.01, 0.03, 0.1), "weight_decays": (0.0, 5e-4)}),
+        "adamw": ConfigDict({"learning_rates": (0.0005, 0.001, 0.003), "weight_decays": (0.0, 0.05)}),
+    })
+    config.schedules = ("constant", "cosine")
+    config.trajectories = ("plain", "plain_xk", "hwa", "lookahead", "sam")
+    config.uniform_start = "50%"  # where the uniform offline average begins
+    # For the first optimizer and schedule: further settings of HWA, name -> fields of `base.hwa`, ...
+    config.variants = ConfigDict()
+    config.train_sizes = ()  # ... and further data.num_train for plain, plain_xk and hwa.
+    return config.lock()
+
+
+class Trajectory(NamedTuple):
+    """One training and the methods that it serves.
+
+    Attributes:
+        name: unique; of its files.
+        config: of the training.
+        weights: method -> the weights of the training that it evaluates.
+        comparison: "equal_steps", "equal_compute" or "both", as in a cell of the report.
+        gradients: per step.
+    """
+
+    name: str
+    config: ConfigDict
+    weights: dict[str, str]
+    comparison: str
+    gradients: int = 1
+
+
+_OFFLINE = {"plain": "outer", "ema": "ema", "offline_window": "hwa", "offline_uniform": "uniform"}
+_KINDS = {
+    "plain": (_OFFLINE, "equal_steps", 1),
+    "plain_xk": (_OFFLINE, "equal_compute", 1),
+    "hwa": ({"online": "outer", "hwa": "hwa"}, "both", 1),
+    "lookahead": ({"lookahead": "slow"}, "equal_steps", 1),
+    "sam": ({"sam": "outer"}, "both", 2),
+}
+
+
+def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = False) -> list[dict[str, Any]]:
+    """Tunes, trains what is missing, and returns all cells; the same call continues.
+
+    Args:
+        config: as `default_comparison`.
+        directory: `cells/*.json` are the finished trainings, `tuning.json` the grid and the choice;
+            `scratch/` holds the training that is running.
+        overwrite: start over.
+
+    Returns:
+        One dictionary per method and seed; `hwa_jax.report.comparison` says which keys it has.
+
+    Raises:
+        UserError: as `hwa.train`, or the run was stopped by a signal.
+    """
+    unknown = [name for name in config.trajectories if name not in _KINDS]
+    if unknown:
+        raise UserError(f"trajectories={unknown[0]!r}: give some of {', '.join(_KINDS)}")
+    with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
+        tuned = _tune(config, workdir.path)
+        planned = list(trajectories(config, tuned))
+        (workdir.path / "cells").mkdir(exist_ok=True)
+        cells = []
+        for number, trajectory in enumerate(planned, 1):
+            path = workdir.path / "cells" / f"{trajectory.name}.json"
+            if read_json(path) is None:
+                _logger.info("training %d of %d: %s", number, len(planned), trajectory.name)
+                atomic.write_json(path, _train(config, trajectory, workdir.path / "scratch"))
+            cells.extend(read_json(path))
+        return cells
+
+
+def trajectories(config: ConfigDict, tuned: dict[str, dict[str, float]]) -> Iterator[Trajectory]:
+    """All trainings of a comparison, seed by seed, so that an interrupted one has whole seeds first.
+
+    Args:
+        config: of the comparison.
+        tuned: "optimizer/schedule" -> the fields of `config.optimizer` that tuning chose.
+    """
+    for seed in config.seeds:
+        for optimizer, schedule in itertools.product(config.optimizers, config.schedules):
+            for kind in config.trajectories:
+                yield _trajectory(config, tuned, kind, optimizer, schedule, seed)
+        optimizer, schedule = next(iter(config.optimizers)), config.schedules[0]
+        for variant in config.variants:
+            yield _trajectory(config, tuned, "hwa", optimizer, schedule, seed, variant=variant)
+        for size, kind in itertools.product(config.train_sizes, ("plain", "plain_xk", "hwa")):
+            yield _trajectory(config, tuned, kind, optimizer, schedule, seed, num_train=size)
+
+
+def _trajectory(config, tuned, kind, optimizer, schedule, seed, *, variant=None, num_train=None):
+    one = _training(config, optimizer, schedule, seed)
+    one.optimizer.update(tuned.get(f"{optimizer}/{schedule}", {}))
+    name = f"{kind}-{optimizer}-{schedule}-seed{seed}"
+    if kind == "hwa":
+        one.training.ema_decay = 0.0
+    else:
+        one.hwa.num_replicas = 1
+        one.optimizer.wrapper = kind if kind in ("lookahead", "sam") else "none"
+        # The uniform average is taken over the stored window.
+        one.hwa.keep_pushes = 10**6
+    if kind == "plain_xk":
+        one.training.duration = _times(one.training.duration, config.base.hwa.num_replicas)
+    if variant is not None:
+        one.hwa.update(config.variants[variant])
+        name += f"-{variant}"
+    if num_train is not None:
+        one.data.num_train = num_train
+        name += f"-n{num_train}"
+    weights, comparison, gradients = _KINDS[kind]
+    return Trajectory(name, one, weights, comparison, gradients)
+
+
+def _training(config, optimizer, schedule, seed):
+    one = ConfigDict(config.base.to_dict())
+    one.seed, one.schedule.name, one.optimizer.name = seed, schedule, optimizer
+    return one
+
+
+def _times(duration, factor):
+    value = Duration.parse(duration)
+    return f"{value.value * factor:g} {value.unit}"
+
+
+def _tune(config, directory):
+    """The rate and weight decay of plain training with the best validation accuracy, per optimizer and schedule."""
+    path = directory / "tuning.json"
+    stored = read_json(path) or {"grid": [], "chosen": {}}
+    for optimizer, schedule in itertools.product(config.optimizers, config.schedules):
+        key = f"{optimizer}/{schedule}"
+        if key in stored["chosen"]:
+            continue
+        settings = config.optimizers[optimizer]
+        grid = list(itertools.product(settings.learning_rates, settings.weight_decays))
+        if len(grid) == 1:
+            stored["chosen"][key] = dict(zip(("learning_rate", "weight_decay"), grid[0]))
+            continue
+        for (rate, decay), seed in itertools.product(grid, config.tuning_seeds):
+            point = {"optimizer": optimizer, "schedule": schedule, "learning_rate": rate, "weight_decay": decay, "seed": seed}
+            if any(point.items() <= row.items() for row in stored["grid"]):
+                continue
+            _logger.info("tuning plain: %s", point)
+            stored["grid"].append(point | _validation_of_plain(config, point, directory / "scratch"))
+            atomic.write_json(path, stored)
+        stored["chosen"][key] = _best([row for row in stored["grid"] if (row["optimizer"], row["schedule"]) == (optimizer, schedule)])
+        atomic.write_json(path, stored)
+    return stored["chosen"]
+
+
+def _validation_of_plain(config, point, scratch):
+    one = _training(config, point["optimizer"], point["schedule"], point["seed"])
+    one.optimizer.update({name: point[name] for name in ("learning_rate", "weight_decay")})
+    one.hwa.num_replicas = 1
+    one.training.ema_decay = 0.0
+    one.evaluation.every = one.training.duration
+    try:
+        results = _finished(hwa.train(one, scratch / "tuning", overwrite=_is_other(one, scratch / "tuning")))
+    except UserError as error:
+        if "not finite" not in str(error):
+            raise
+        return {"accuracy": 0.0, "nll": None, "note": str(error)}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return {name: results["final"]["outer"]["validation"][name] for name in ("accuracy", "nll")}
+
+
+def _best(rows):
+    def mean_accuracy(setting):
+        found = [row["accuracy"] for row in rows if (row["learning_rate"], row["weight_decay"]) == setting]
+        return sum(found) / len(found)
+
+    best = max({(row["learning_rate"], row["weight_decay"]): None for row in rows}, key=mean_accuracy)
+    return dict(zip(("learning_rate", "weight_decay"), best))
+
+
+def _train(config, trajectory, scratch):
+    setup = prepare(trajectory.config)
+    directory = scratch / trajectory.name
+    results = _finished(hwa.run(setup, directory))
+    figures = _figures(setup, directory, results)
+    if "uniform" in trajectory.weights.values():
+        start = Duration.parse(config.uniform_start, "uniform_start").steps(setup.periods.epoch, setup.periods.total)
+        figures["uniform"] = _uniform_figures(setup, directory, start)
+    cells = [_cell(setup, trajectory, results, method, figures[name]) for method, name in trajectory.weights.items()]
+    shutil.rmtree(scratch, ignore_errors=True)
+    return cells
+
+
+def _finished(results):
+    if results is None:
+        raise UserError("stopped by a signal: the same command continues")
+    return results
+
+
+def _figures(setup, directory, results):
+    """Weights -> final metrics and validation curve."""
+    rows = [row for row in json_lines.read_json_lines(directory / "metrics.jsonl") if row["kind"] == "evaluation"]
+    return {
+        name: {**final, "curve": [
+            _point(setup, row["step"], row) for row in rows if (row["weights"], row["split"]) == (name, "validation")
+        ]}
+        for name, final in results["final"].items()
+    }
+
+
+def _point(setup, step, metrics):
+    return {"step": step, "epoch": step / setup.periods.epoch, "accuracy": metrics["accuracy"], "nll": metrics["nll"]}
+
+
+def _uniform_figures(setup, directory, start):
+    """The uniform average of the stored weights after `start` steps: no training of its own."""
+    splits = {"train": setup.train, "validation": setup.validation, "test": setup.test}
+    with hwa.open_window(setup, directory) as window:
+        steps = [step for step in window.stored_steps if step > start]
+        curve = []
+        for number, step in enumerate(steps, 1):
+            weights = hwa.recalibrated(setup, *window.mean(size=number, upto=step))
+            if step % setup.periods.evaluation == 0 or step == steps[-1]:
+                curve.append(_point(setup, step, setup.evaluator.one(*weights, setup.validation)))
+    return {**{name: setup.evaluator.one(*weights, split) for name, split in splits.items()}, "curve": curve}
+
+
+def _cell(setup, trajectory, results, method, figures):
+    config, epochs = setup.config, results["epochs"]
+    averaged = method in ("hwa", "online", "offline_window", "offline_uniform")
+    return {
+        "method": method, "optimizer": config.optimizer.name, "schedule": config.schedule.name,
+        "comparison": trajectory.comparison, "seed": config.seed, "num_train": setup.dataset.train.num_examples,
+        "num_replicas": config.hwa.num_replicas,
+        "sync_period": setup.periods.sync if averaged else None,
+        "window_size": config.hwa.window_size if method in ("hwa", "offline_window") else None,
+        "epochs_per_replica": epochs, "compute_epochs": epochs * config.hwa.num_replicas * trajectory.gradients,
+        "bytes_communicated": results["bytes_communicated"], "synchronizations": results["synchronizations"],
+        "seconds": results["seconds"]["training"],
+        "learning_rate": config.optimizer.learning_rate, "weight_decay": config.optimizer.weight_decay, **figures,
+    }
