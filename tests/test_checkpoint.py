@@ -1,27 +1,18 @@
 """Checkpoints: bit-for-bit, replaced safely, and the one before when the newest is broken."""
 
 import os
-import pathlib
 import shutil
-import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from storage_cases import tmp_path  # noqa: F401
 
 from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic
 from hwa_jax.storage.checkpoint import CheckpointStore
-
-
-@pytest.fixture
-def directory(tmp_path):
-    """In memory where possible: nothing here cuts the power, and a disk's fsync is slow."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
-    with tempfile.TemporaryDirectory(dir=memory) as path:
-        yield pathlib.Path(path)
 
 
 def training_state(seed=0):
@@ -50,24 +41,24 @@ def assert_same(found, expected):
         assert ours.shape == theirs.shape and ours.tobytes() == np.asarray(theirs).tobytes()
 
 
-def damage(directory, step, revision=0):
-    shutil.rmtree(directory / f"step_{step:08d}.{revision}" / "arrays" / "d")
+def damage(tmp_path, step, revision=0):
+    shutil.rmtree(tmp_path / f"step_{step:08d}.{revision}" / "arrays" / "d")
 
 
-def test_a_training_state_comes_back_bit_for_bit(directory):
+def test_a_training_state_comes_back_bit_for_bit(tmp_path):
     state, metadata = training_state(), {"epoch": 3, "rate": 0.1, "name": "ü", "list": [1, None]}
-    CheckpointStore(directory).save(7, state, metadata)
+    CheckpointStore(tmp_path).save(7, state, metadata)
     abstract = jax.eval_shape(lambda: state)
     for like in (None, state, abstract):
-        step, tree, found = CheckpointStore(directory).restore(like)
+        step, tree, found = CheckpointStore(tmp_path).restore(like)
         assert (step, found) == (7, metadata)
         assert_same(tree, state)
 
 
-def test_the_restored_state_trains_on_like_the_one_that_was_saved(directory):
+def test_the_restored_state_trains_on_like_the_one_that_was_saved(tmp_path):
     state = training_state()
-    CheckpointStore(directory).save(1, state)
-    restored = CheckpointStore(directory).restore(like=state).tree
+    CheckpointStore(tmp_path).save(1, state)
+    restored = CheckpointStore(tmp_path).restore(like=state).tree
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.inject_hyperparams(optax.adamw)(optax.cosine_decay_schedule(0.1, 100)),
@@ -76,28 +67,28 @@ def test_the_restored_state_trains_on_like_the_one_that_was_saved(directory):
     jax.tree.map(np.testing.assert_array_equal, step(restored), step(state))
 
 
-def test_the_newest_ones_are_kept(directory):
-    store = CheckpointStore(directory, keep=3)
+def test_the_newest_ones_are_kept(tmp_path):
+    store = CheckpointStore(tmp_path, keep=3)
     assert store.restore() is None and store.steps == []
     for step in (0, 5, 10, 15, 20):
         store.save(step, {"w": np.float32(step)})
-    assert store.steps == [10, 15, 20] == CheckpointStore(directory).steps
-    assert sorted(os.listdir(directory)) == [f"step_{s:08d}.0" for s in (10, 15, 20)]
+    assert store.steps == [10, 15, 20] == CheckpointStore(tmp_path).steps
+    assert sorted(os.listdir(tmp_path)) == [f"step_{s:08d}.0" for s in (10, 15, 20)]
     assert store.restore().step == 20 and store.restore().metadata is None
     assert store.restore(step=15).tree == {"w": 15.0}
 
 
-def test_saving_a_step_again_replaces_it(directory):
-    store = CheckpointStore(directory)
+def test_saving_a_step_again_replaces_it(tmp_path):
+    store = CheckpointStore(tmp_path)
     for version in range(3):
         store.save(4, {"w": np.full(version, version)}, {"version": version})
-    assert os.listdir(directory) == ["step_00000004.2"]
+    assert os.listdir(tmp_path) == ["step_00000004.2"]
     assert store.restore().metadata == {"version": 2}
     assert store.restore().tree["w"].tolist() == [2, 2]
 
 
-def test_a_save_that_fails_leaves_the_old_one(directory, monkeypatch):
-    store = CheckpointStore(directory, keep=1)
+def test_a_save_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep=1)
     store.save(1, {"w": np.float32(1)})
 
     def fail(*_):
@@ -111,16 +102,16 @@ def test_a_save_that_fails_leaves_the_old_one(directory, monkeypatch):
             store.save(2, bad)
     with pytest.raises(TypeError):
         store.save(2, {"w": 1.0}, {"not json": object()})
-    assert os.listdir(directory) == ["step_00000001.0"]
+    assert os.listdir(tmp_path) == ["step_00000001.0"]
     assert store.restore().tree == {"w": 1.0}
 
 
-def test_a_damaged_newest_falls_back_with_one_warning(directory, caplog):
-    store = CheckpointStore(directory)
+def test_a_damaged_newest_falls_back_with_one_warning(tmp_path, caplog):
+    store = CheckpointStore(tmp_path)
     store.save(1, training_state(1))
     store.save(2, training_state(2))
-    damage(directory, 2)
-    store = CheckpointStore(directory)
+    damage(tmp_path, 2)
+    store = CheckpointStore(tmp_path)
     step, tree, _ = store.restore(like=training_state())
     assert step == 1
     assert_same(tree, training_state(1))
@@ -133,41 +124,41 @@ def test_a_damaged_newest_falls_back_with_one_warning(directory, caplog):
     store.save(3, training_state(3))
     assert store.steps == [1, 3]
     store.save(4, training_state(4))
-    assert sorted(os.listdir(directory)) == ["step_00000003.0", "step_00000004.0"]
+    assert sorted(os.listdir(tmp_path)) == ["step_00000003.0", "step_00000004.0"]
 
 
-def test_a_damaged_one_is_replaced_by_the_same_step(directory):
-    CheckpointStore(directory).save(2, {"w": 1.0})
-    damage(directory, 2)
-    store = CheckpointStore(directory)
+def test_a_damaged_one_is_replaced_by_the_same_step(tmp_path):
+    CheckpointStore(tmp_path).save(2, {"w": 1.0})
+    damage(tmp_path, 2)
+    store = CheckpointStore(tmp_path)
     with pytest.raises(UserError, match="every checkpoint is damaged"):
         store.restore()
     store.save(2, {"w": 2.0})
     assert store.restore().tree == {"w": 2.0} and store.steps == [2]
-    assert os.listdir(directory) == ["step_00000002.1"]
+    assert os.listdir(tmp_path) == ["step_00000002.1"]
 
 
-def test_all_damaged_is_an_error_and_none_at_all_is_not(directory):
-    store = CheckpointStore(directory)
+def test_all_damaged_is_an_error_and_none_at_all_is_not(tmp_path):
+    store = CheckpointStore(tmp_path)
     for step in (1, 2):
         store.save(step, {"w": 1.0})
-        damage(directory, step)
-    for fresh in (store, CheckpointStore(directory)):
+        damage(tmp_path, step)
+    for fresh in (store, CheckpointStore(tmp_path)):
         with pytest.raises(UserError, match=r"every checkpoint is damaged, of steps \[1, 2\]"):
             fresh.restore()
         with pytest.raises(UserError, match=r"every checkpoint is damaged, of steps \[1, 2\]"):
             fresh.restore()
     store.truncate(after=-1)
-    assert os.listdir(directory) == [] and store.restore() is None
+    assert os.listdir(tmp_path) == [] and store.restore() is None
 
 
-def test_truncation_makes_an_older_checkpoint_the_newest(directory):
-    store = CheckpointStore(directory, keep=9)
+def test_truncation_makes_an_older_checkpoint_the_newest(tmp_path):
+    store = CheckpointStore(tmp_path, keep=9)
     for step in (1, 2, 3):
         store.save(step, {"w": float(step)})
-    damage(directory, 3)
+    damage(tmp_path, 3)
     store.truncate(after=1)
-    assert os.listdir(directory) == ["step_00000001.0"] and store.restore().step == 1
+    assert os.listdir(tmp_path) == ["step_00000001.0"] and store.restore().step == 1
 
 
 @pytest.mark.parametrize(
@@ -180,25 +171,25 @@ def test_truncation_makes_an_older_checkpoint_the_newest(directory):
         ([np.zeros((2, 2), np.float32)], "has dict at the whole tree, where list"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_named(directory, like, message):
-    store = CheckpointStore(directory)
+def test_a_checkpoint_of_another_model_is_named(tmp_path, like, message):
+    store = CheckpointStore(tmp_path)
     store.save(3, {"w": np.zeros((2, 2), np.float32)})
     with pytest.raises(UserError, match=message) as error:
         store.restore(like)
-    assert f"{directory}: step 3" in str(error.value) and "\n" not in str(error.value)
+    assert f"{tmp_path}: step 3" in str(error.value) and "\n" not in str(error.value)
     assert store.steps == [3]
 
 
-def test_bad_arguments(directory):
+def test_bad_arguments(tmp_path):
     for keep in (0, -1, 1.5, True):
         with pytest.raises((ValueError, TypeError), match="keep="):
-            CheckpointStore(directory, keep=keep)
-    store = CheckpointStore(directory)
+            CheckpointStore(tmp_path, keep=keep)
+    store = CheckpointStore(tmp_path)
     for step in (-1, 1.0, "1", True):
         with pytest.raises((ValueError, TypeError), match="step="):
             store.save(step, {})
     with pytest.raises(UserError, match="no undamaged step 1: it has none"):
         store.restore(step=1)
-    (directory / "file").write_text("")
+    (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        CheckpointStore(directory / "file")
+        CheckpointStore(tmp_path / "file")

@@ -6,19 +6,17 @@ blocks; the parent kills the child there. Every moment is asserted to have been 
 
 import multiprocessing
 import os
-import pathlib
 import random
 import shutil
 import signal
-import tempfile
 import time
-from typing import NamedTuple
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from storage_cases import Dense, tmp_path  # noqa: F401
 
-from hwa_jax.storage import atomic, saved_trees
+from hwa_jax.storage import atomic, tree_directory
 from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.storage.window_store import WindowStore
 
@@ -26,19 +24,6 @@ SIZE, KEEP, DURABLE = 3, 4, 6
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["hwa_jax.storage.checkpoint", "hwa_jax.storage.window_store"])
-
-
-@pytest.fixture
-def tmp_path(tmp_path):
-    """In memory where possible: nothing here cuts the power, and a disk's fsync is slow."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
-        yield pathlib.Path(directory)
-
-
-class Dense(NamedTuple):
-    kernel: np.ndarray
-    bias: np.ndarray
 
 
 def member(step, version=0):
@@ -50,7 +35,7 @@ def member(step, version=0):
 # moment -> the object that is patched, the function, and where the child stops in a call of it
 MOMENTS = {
     "Orbax has written, not renamed": (ocp.PyTreeCheckpointHandler, "finalize", "before"),
-    "arrays without tree.json": (saved_trees, "_write_arrays", "after"),
+    "arrays without tree.json": (tree_directory, "write_arrays", "after"),
     "before the rename": (atomic, "commit_directory", "before"),
     "after the rename": (atomic, "commit_directory", "after"),
     "before a removal": (atomic, "remove_directory", "before"),

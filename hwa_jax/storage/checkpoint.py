@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from hwa_jax.errors import UserError
-from hwa_jax.storage import saved_trees, tree_structure
+from hwa_jax.storage import saved_trees, tree_directory, tree_structure
 from hwa_jax.storage.saved_trees import checked_integer
 
 
@@ -68,7 +68,7 @@ class CheckpointStore:
         """
         step = checked_integer("step", step, 0)
         structure, leaves = tree_structure.describe(tree)
-        self._trees.save(step, structure, saved_trees.host_copy(leaves), metadata)
+        self._trees.save(step, structure, tree_directory.host_copy(leaves), metadata)
         self._trees.keep_newest(self._keep)
 
     def restore(self, like=None, step=None):

@@ -1,7 +1,6 @@
 """Pytrees on disk, one directory per step, each checked when it is read.
 
-    DIRECTORY/step_00000012.0/tree.json     structure, checksum per leaf, metadata
-    DIRECTORY/step_00000012.0/arrays/       the leaves, written by Orbax
+    DIRECTORY/step_00000012.0/     see tree_directory.py
 
 The number after the dot counts replacements: a new version of a step gets its own
 directory before the old one goes, so there is no moment without either. A step is
@@ -9,43 +8,26 @@ written in a directory whose name starts with a dot, synchronized and renamed, a
 renamed back to such a name before it is removed; so a listed step is a whole one, and
 what a killed process leaves is recognized by its dot.
 
-Orbax is used through ``Checkpointer``, the synchronous half of its first API: the
-second one, ``experimental.v1``, still renames its functions between releases. Its
-``CheckpointManager`` is not used: which steps exist, and when one goes, is decided here.
+This takes the place of Orbax's ``CheckpointManager``, whose eviction is not atomic and which may
+drop or skip a save without an error. One process writes at a time.
 """
 
 import errno
-import json
 import os
 import re
 import shutil
-import threading
-import zlib
-from typing import Any, NamedTuple
 
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
 from hwa_jax.errors import UserError
-from hwa_jax.storage import atomic, tree_structure
+from hwa_jax.storage import atomic, tree_directory, tree_structure
 
 _NAME = re.compile(r"step_(\d{8,})\.(\d+)")
 _LEFTOVER = re.compile(r"\.(saving|removed)-step_\d{8,}\.\d+")
 
-# Orbax numbers its saves in one global counter: two threads must not save at once.
-_ORBAX = threading.Lock()
-
 # What tree.json and Orbax's own files may take beside the arrays, in bytes.
 _OVERHEAD = 1 << 16
-
-
-class SavedTree(NamedTuple):
-    """One step as it was read: structure, host arrays in its order, and the saver's metadata."""
-
-    structure: dict
-    leaves: list
-    metadata: Any
 
 
 class SavedTrees:
@@ -89,13 +71,6 @@ class SavedTrees:
         name = f"step_{step:08d}.{_revision(revisions[-1]) + 1 if revisions else 0}"
         aside = os.path.join(self.directory, f".saving-{name}")
         needed = sum(leaf.nbytes for leaf in leaves) + _OVERHEAD
-        record = json.dumps(
-            {
-                "structure": structure,
-                "checksums": [_checksum(leaf) for leaf in leaves],
-                "metadata": metadata,
-            }
-        )
         try:
             with atomic.explain_write_errors(self.directory, needed):
                 os.makedirs(self.directory, exist_ok=True)
@@ -103,10 +78,7 @@ class SavedTrees:
                 # Asked first, because Orbax logs a traceback per thread when the disk runs full.
                 if atomic.free_bytes(self.directory) < needed:
                     raise OSError(errno.ENOSPC, "")
-                os.mkdir(aside)
-                _write_arrays(os.path.join(aside, "arrays"), leaves)
-                with open(os.path.join(aside, "tree.json"), "w", encoding="utf-8") as file:
-                    file.write(f"{zlib.crc32(record.encode()):08x}\n{record}")
+                tree_directory.write(aside, structure, leaves, metadata)
                 atomic.commit_directory(aside, os.path.join(self.directory, name))
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -118,7 +90,7 @@ class SavedTrees:
         """The tree stored under ``step``, checked against its checksums.
 
         Returns:
-            SavedTree, with leaves as writable NumPy arrays.
+            ``tree_directory.SavedTree``: structure, leaves, metadata.
 
         Raises:
             UserError: the step is not there, or truncated, altered or incomplete; names its
@@ -130,7 +102,7 @@ class SavedTrees:
             )
         path = os.path.join(self.directory, self._names()[step][-1])
         try:
-            return _read(path)
+            return tree_directory.read(path)
         except MemoryError:
             raise
         # Whatever Orbax, TensorStore or JSON makes of altered bytes.
@@ -220,62 +192,9 @@ def checked_integer(name, value, least):
     return value.__index__()
 
 
-def host_copy(leaves):
-    """NumPy copies of arrays and numbers, in native byte order; the copies own their memory."""
-    for leaf in leaves:
-        if hasattr(leaf, "copy_to_host_async"):
-            leaf.copy_to_host_async()
-    arrays = [np.asarray(leaf) for leaf in leaves]
-    return [np.array(array, dtype=array.dtype.newbyteorder("="), order="C") for array in arrays]
-
-
 def _revision(name):
     return int(_NAME.fullmatch(name)[2])
 
 
 def _listed(steps):
     return ", ".join(map(str, steps)) if steps else "none"
-
-
-def _checksum(leaf):
-    # As bytes without a copy; bfloat16 has no buffer of its own.
-    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
-
-
-def _keyed(leaves):
-    """Orbax's tree: leaves by their number. It refuses arrays without elements; they need no bytes."""
-    return {f"{i:06d}": leaf for i, leaf in enumerate(leaves) if np.prod(leaf.shape) > 0}
-
-
-def _write_arrays(path, leaves):
-    item = _keyed(leaves)
-    if item:
-        with _ORBAX:
-            ocp.PyTreeCheckpointer().save(path, item)
-
-
-def _read(path):
-    with open(os.path.join(path, "tree.json"), encoding="utf-8") as file:
-        checksum, record = file.read().split("\n", 1)
-    if f"{zlib.crc32(record.encode()):08x}" != checksum:
-        raise ValueError("the checksum of tree.json differs")
-    record = json.loads(record)
-    named = tree_structure.leaf_structures(record["structure"])
-    leaves = [np.empty(leaf["shape"], np.dtype(leaf["dtype"])) for _, leaf in named]
-    item = _keyed(leaves)
-    if item:
-        arguments = ocp.args.PyTreeRestore(
-            item=item,
-            restore_args={key: ocp.RestoreArgs(restore_type=np.ndarray) for key in item},
-        )
-        with _ORBAX:
-            item = ocp.PyTreeCheckpointer().restore(os.path.join(path, "arrays"), args=arguments)
-    for key, array in item.items():
-        expected = leaves[int(key)]
-        if (array.shape, array.dtype) != (expected.shape, expected.dtype):
-            raise ValueError(f"leaf {named[int(key)][0]}: shape or dtype differs")
-        leaves[int(key)] = array
-    for (name, _), leaf, checksum in zip(named, leaves, record["checksums"], strict=True):
-        if _checksum(leaf) != checksum:
-            raise ValueError(f"leaf {name}: the checksum differs")
-    return SavedTree(record["structure"], leaves, record["metadata"])

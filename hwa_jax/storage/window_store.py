@@ -1,16 +1,14 @@
 """The sliding window of weights on disk: HWA's offline average over more members than memory holds."""
 
-import queue
-import threading
-import weakref
+import contextlib
 
 import jax
-from absl import logging
 
 from hwa_jax.errors import UserError
-from hwa_jax.storage import saved_trees, tree_structure
+from hwa_jax.storage import saved_trees, tree_directory, tree_structure
 from hwa_jax.storage.float64_mean import Float64Mean
 from hwa_jax.storage.saved_trees import checked_integer
+from hwa_jax.storage.worker import Worker
 
 # Members of up to so many bytes together also stay in memory, so that the mean of a
 # small model reads nothing.
@@ -68,10 +66,8 @@ class WindowStore:
         self._keep = self._size if keep is None else checked_integer("keep", keep, self._size)
         self._trees = saved_trees.SavedTrees(directory)
         self._cache = {}
-        self._queue = queue.Queue(_QUEUE_LENGTH)
-        self._worker = None
-        self._error = None
-        self._closed = False
+        name = f"pushes to {self._trees.directory}"
+        self._worker = Worker(self._save, _QUEUE_LENGTH, name)
         self._structure = None
         self._treedef = None
         self._check_newest()
@@ -102,9 +98,10 @@ class WindowStore:
                 first leaf that does. Or an earlier push failed: the disk is full.
             TypeError: a leaf is not a number or an array of numbers; names the leaf.
         """
-        if self._closed:
+        if self._worker.closed:
             raise ValueError(f"push({step}): the window is closed")
-        self._raise_error()
+        with self._forgetting_what_failed():
+            self._worker.raise_error()
         step = checked_integer("step", step, 0)
         if self._newest is not None and step < self._newest:
             raise ValueError(
@@ -113,12 +110,8 @@ class WindowStore:
             )
         structure, leaves = tree_structure.describe(tree)
         self._check_structure(step, structure)
-        leaves = saved_trees.host_copy(leaves)
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="window_store", daemon=True)
-            self._worker.start()
-            weakref.finalize(self, _warn_of_lost_pushes, self._queue, self._trees.directory)
-        self._queue.put((step, structure, leaves))
+        with self._forgetting_what_failed():
+            self._worker.submit(step, structure, tree_directory.host_copy(leaves))
         self._newest = step
         self._structure, self._treedef = structure, jax.tree.structure(tree)
 
@@ -209,8 +202,8 @@ class WindowStore:
         Raises:
             UserError: the disk is full, or the directory cannot be written.
         """
-        self._queue.join()
-        self._raise_error()
+        with self._forgetting_what_failed():
+            self._worker.wait()
 
     def close(self):
         """Waits for the pushes and ends the worker thread. Reading stays possible.
@@ -218,18 +211,22 @@ class WindowStore:
         Raises:
             UserError: as ``wait``.
         """
-        self._closed = True
-        if self._worker is not None:
-            self._queue.put(None)
-            self._worker.join()
-            self._worker = None
-        self._raise_error()
+        with self._forgetting_what_failed():
+            self._worker.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+    @contextlib.contextmanager
+    def _forgetting_what_failed(self):
+        try:
+            yield
+        except BaseException:
+            self._forget()
+            raise
 
     def _check_newest(self):
         """Checks the newest ``size`` members: reads them, so that the damaged ones are known."""
@@ -262,31 +259,11 @@ class WindowStore:
                 f" {self._trees.directory}: push one structure, or choose another directory"
             )
 
-    def _work(self):
-        while True:
-            item = self._queue.get()
-            try:
-                if item is None:
-                    return
-                if self._error is None:
-                    self._save(*item)
-            except BaseException as error:
-                self._error = error
-            finally:
-                self._queue.task_done()
-
     def _save(self, step, structure, leaves):
         self._trees.save(step, structure, leaves)
         self._remember(step, leaves)
         self._trees.keep_newest(self._keep)
         self._drop_evicted()
-
-    def _raise_error(self):
-        if self._error is not None:
-            self._queue.join()
-            error, self._error = self._error, None
-            self._forget()
-            raise error
 
     def _remember(self, step, leaves):
         self._cache.pop(step, None)
@@ -308,11 +285,3 @@ class WindowStore:
             self._remember(step, saved.leaves)
             return saved.leaves
         return self._cache[step]
-
-
-def _warn_of_lost_pushes(waiting, directory):
-    if waiting.unfinished_tasks:
-        logging.warning(
-            "%s: %d pushes are lost, because the window was not closed",
-            directory, waiting.unfinished_tasks,
-        )  # fmt: skip
