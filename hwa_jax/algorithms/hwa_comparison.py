@@ -204,14 +204,14 @@ def _validation_of_plain(config, point, scratch):
     one.hwa.num_replicas = 1
     one.training.ema_decay = 0.0
     one.evaluation.every = one.training.duration
+    name = "-".join(map(str, point.values()))
     try:
-        results = _finished(hwa.train(one, scratch / "tuning", overwrite=_is_other(one, scratch / "tuning")))
+        results = _finished(hwa.train(one, scratch / name))
     except UserError as error:
         if "not finite" not in str(error):
             raise
         return {"accuracy": 0.0, "nll": None, "note": str(error)}
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     return {name: results["final"]["outer"]["validation"][name] for name in ("accuracy", "nll")}
 
 
