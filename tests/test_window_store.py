@@ -298,6 +298,18 @@ def test_a_member_of_another_model_is_refused(tmp_path, tree, message):
         assert window.steps == [1, 2]
 
 
+def test_a_window_of_another_model_is_refused_before_the_first_push(tmp_path):
+    window = WindowStore(tmp_path, 2)
+    window.require_like({"w": 1.0})  # an empty window takes any model
+    window.push(1, {"w": np.zeros(2, np.float32)})
+    window.require_like({"w": jax.ShapeDtypeStruct((2,), jnp.float32)})
+    with pytest.raises(UserError, match=r"w is float32\[2\], where bfloat16\[2\] is expected"):
+        window.require_like({"w": jax.ShapeDtypeStruct((2,), jnp.bfloat16)})
+    window.close()
+    with pytest.raises(UserError, match="w is float32.*choose another directory"):
+        WindowStore(tmp_path, 2).require_like({"w": jax.ShapeDtypeStruct((3,), jnp.float32)})
+
+
 def test_what_cannot_be_stored_is_refused_at_once(tmp_path):
     with WindowStore(tmp_path, 2) as window:
         for leaf in ("text", jax.random.key(0), object()):

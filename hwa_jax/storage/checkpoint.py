@@ -10,7 +10,7 @@ from hwa_jax.storage.saved_trees import checked_integer
 
 
 class Restored(NamedTuple):
-    """A checkpoint: its step, the tree with NumPy leaves, and the metadata that was saved with it."""
+    """A checkpoint: its step, the tree with NumPy leaves, and the metadata saved with it."""
 
     step: int
     tree: Any

@@ -73,7 +73,7 @@ class SavedTrees:
         needed = sum(leaf.nbytes for leaf in leaves) + _OVERHEAD
         try:
             with atomic.explain_write_errors(self.directory, needed):
-                os.makedirs(self.directory, exist_ok=True)
+                self._make_directory()
                 self._clean()
                 # Asked first, because Orbax logs a traceback per thread when the disk runs full.
                 if atomic.free_bytes(self.directory) < needed:
@@ -96,11 +96,11 @@ class SavedTrees:
             UserError: the step is not there, or truncated, altered or incomplete; names its
                 directory and what is wrong. A damaged step is in ``damaged`` afterwards.
         """
-        if step not in self.steps:
-            raise UserError(
-                f"{self.directory}: has no undamaged step {step}: it has {_listed(self.steps)}"
-            )
-        path = os.path.join(self.directory, self._names()[step][-1])
+        names = self._names()
+        if step not in names or step in self.damaged:
+            there = ", ".join(map(str, sorted(set(names) - self.damaged))) or "none"
+            raise UserError(f"{self.directory}: has no undamaged step {step}: it has {there}")
+        path = os.path.join(self.directory, names[step][-1])
         try:
             return tree_directory.read(path)
         except MemoryError:
@@ -135,7 +135,7 @@ class SavedTrees:
         return saved
 
     def keep_newest(self, count):
-        """Removes, oldest first, every step that is older than the newest ``count`` undamaged ones."""
+        """Removes, oldest first, every step older than the newest ``count`` undamaged ones."""
         kept = self.steps[-count:]
         for step in sorted(self._names()):
             if kept and step < kept[0]:
@@ -147,6 +147,11 @@ class SavedTrees:
         for step in sorted(self._names(), reverse=True):
             if step > after:
                 self._remove(step)
+
+    def _make_directory(self):
+        if not os.path.isdir(self.directory):
+            os.makedirs(self.directory)
+            atomic.sync_directory(os.path.dirname(self.directory))
 
     def _names(self):
         """The directory names of each step, oldest revision first."""
@@ -162,7 +167,7 @@ class SavedTrees:
         self.damaged.discard(step)
 
     def _clean(self):
-        """Removes what a killed process left. Before writing only: a reader may stand beside a writer."""
+        """Removes what a killed process left; only before writing, as a writer may be beside us."""
         if self._cleaned or not os.path.isdir(self.directory):
             return
         for name in os.listdir(self.directory):
@@ -194,7 +199,3 @@ def checked_integer(name, value, least):
 
 def _revision(name):
     return int(_NAME.fullmatch(name)[2])
-
-
-def _listed(steps):
-    return ", ".join(map(str, steps)) if steps else "none"

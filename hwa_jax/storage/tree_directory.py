@@ -1,6 +1,6 @@
 """One pytree in one directory: arrays by Orbax, everything else and all checksums in JSON.
 
-    tree.json     structure, checksums of leaves and of files, metadata; first line: its own checksum
+    tree.json     structure, checksums of leaves and files, metadata; first line: its own checksum
     arrays/       the leaves by number, an Orbax checkpoint of a flat dict
 
 Orbax is used through ``Checkpointer``, the synchronous half of its first API: the
@@ -23,7 +23,7 @@ _ORBAX = threading.Lock()
 
 
 class SavedTree(NamedTuple):
-    """A tree as it was read: structure, writable NumPy arrays in its order, the saver's metadata."""
+    """A tree as it was read: structure, NumPy arrays in its order, the saver's metadata."""
 
     structure: dict
     leaves: list

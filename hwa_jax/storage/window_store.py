@@ -1,4 +1,4 @@
-"""The sliding window of weights on disk: HWA's offline average over more members than memory holds."""
+"""The sliding window of weights on disk: HWA's offline average of more than memory holds."""
 
 import contextlib
 
@@ -37,7 +37,8 @@ class WindowStore:
     averaged: the newest ``size`` members are checked at open, every other one when it is
     read, and a damaged one is left out with a warning that names it, as if it had never been
     pushed. Opening and reading change nothing on the disk, so that a window can be read
-    while another process pushes; one process at a time may push.
+    while another process pushes; one process at a time may push, and a reader that is to see
+    a replaced member opens the window again. Up to 256 MiB of members stay in memory.
 
     Args:
         directory: str or path-like; created by the first push. An existing window continues.
@@ -170,7 +171,7 @@ class WindowStore:
         return tree_structure.rebuild(saved.structure, saved.leaves)
 
     def require_like(self, tree):
-        """Refuses a window whose members differ from ``tree``, of arrays or ``jax.ShapeDtypeStruct``.
+        """Refuses a window whose members differ from ``tree``; leaves may be ``ShapeDtypeStruct``.
 
         Raises:
             UserError: names the first leaf that differs.
@@ -224,7 +225,7 @@ class WindowStore:
     def _forgetting_what_failed(self):
         try:
             yield
-        except BaseException:
+        except Exception:
             self._forget()
             raise
 
