@@ -55,9 +55,9 @@ def default_comparison() -> ConfigDict:
     config.schedules = ("constant", "cosine")
     config.trajectories = ("plain", "plain_xk", "hwa", "lookahead", "sam")
     config.uniform_start = "50%"  # where the uniform offline average begins
-    # For the first optimizer and schedule: further settings of HWA, name -> fields of `base.hwa`, ...
-    config.variants = ConfigDict()
-    config.train_sizes = ()  # ... and further data.num_train for plain, plain_xk and hwa.
+    config.studied = ConfigDict({"optimizer": "sgd", "schedule": "constant"})  # of the two studies that follow
+    config.variants = ConfigDict()  # further settings of HWA: name -> fields of `base.hwa`
+    config.train_sizes = ()  # further data.num_train, for plain, plain_xk and hwa
     return config.lock()
 
 
@@ -132,7 +132,7 @@ def trajectories(config: ConfigDict, tuned: dict[str, dict[str, float]]) -> Iter
         for optimizer, schedule in itertools.product(config.optimizers, config.schedules):
             for kind in config.trajectories:
                 yield _trajectory(config, tuned, kind, optimizer, schedule, seed)
-        optimizer, schedule = next(iter(config.optimizers)), config.schedules[0]
+        optimizer, schedule = config.studied.optimizer, config.studied.schedule
         for variant in config.variants:
             yield _trajectory(config, tuned, "hwa", optimizer, schedule, seed, variant=variant)
         for size, kind in itertools.product(config.train_sizes, ("plain", "plain_xk", "hwa")):
