@@ -41,7 +41,9 @@ def make_schedule(config: Any, learning_rate: float, steps_per_epoch: int, total
             Duration.parse(text, "schedule.milestones").steps(steps_per_epoch, total_steps) - warmup
             for text in config.milestones
         ]
-        main = optax.piecewise_constant_schedule(learning_rate, {b: config.factor for b in boundaries})
+        # Two milestones may round to one step.
+        factors = {b: config.factor ** boundaries.count(b) for b in boundaries}
+        main = optax.piecewise_constant_schedule(learning_rate, factors)
     else:
         main = optax.constant_schedule(learning_rate)
     if not warmup:
@@ -139,9 +141,12 @@ def _base_optimizer(config, schedule):
     if config.weight_decay:
         options |= {"weight_decay": config.weight_decay, "mask": mask}
     try:
-        return factory(schedule, **options)
+        optimizer = factory(schedule, **options)
     except TypeError as error:
         raise UserError(f"optimizer.name={config.name!r} does not take these arguments: {error}; see optimizer.options") from error
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise UserError(f"optimizer.name={config.name!r}: is no optimizer of optax; give one, adamw for example")
+    return optimizer
 
 
 def matching(pattern: str, params: Any, field: str = "pattern") -> Any:
