@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from hwa_jax.algorithms import hwa
 from hwa_jax.report.dry_run import describe
-from hwa_jax.report.tables import print_table
+from hwa_jax.report.tables import print_metrics
 from hwa_jax.training import program
 from hwa_jax.training.setup import prepare
 
@@ -31,14 +31,7 @@ def main() -> int:
     results = hwa.train(config, _WORKDIR.value, overwrite=_OVERWRITE.value)
     if results is None:
         return program.INTERRUPTED
-    print_table(
-        ["weights", "split", "accuracy %", "NLL", "ECE"],
-        [
-            [name, split, f"{100 * m['accuracy']:.2f}", f"{m['nll']:.4f}", f"{m['ece']:.4f}"]
-            for name, splits in results["final"].items() for split, m in splits.items()
-        ],
-        "llrrr",
-    )
+    print_metrics(results["final"])
     print(f"weights: {_WORKDIR.value}/hwa.safetensors   figures: {_WORKDIR.value}/results.json")
     return 0
 

@@ -22,6 +22,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "WindowStore": "hwa_jax.storage.window_store",
+    "load_predictor": "hwa_jax.training.predictor",
+    "load_weights": "hwa_jax.storage.safetensors",
 }
 
 

@@ -19,6 +19,7 @@ import functools
 import logging
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ from hwa_jax.storage.window_store import WindowStore
 from hwa_jax.training import loop
 from hwa_jax.training.interruption import Interruption
 from hwa_jax.training.loop import Event
+from hwa_jax.training.predictor import description
 from hwa_jax.training.session import Session
 from hwa_jax.training.setup import Setup, prepare
 from hwa_jax.training.step import PARTICLES, TrainState
@@ -111,9 +113,9 @@ def outer_weights(setup: Setup, state: TrainState) -> Weights:
     return Weights(*setup.mean_over_replicas((state.params, state.batch_stats)))
 
 
-def hwa_weights(setup: Setup, window: WindowStore) -> Weights:
-    """W̿, the mean of the window, with BatchNorm statistics recomputed on training images."""
-    return recalibrated(setup, *jax.device_put(window.mean(), setup.replicated))
+def hwa_weights(setup: Setup, window: WindowStore, done: int) -> Weights:
+    """W̿ after `done` steps, the mean of the window, with BatchNorm statistics recomputed on training images."""
+    return recalibrated(setup, *jax.device_put(window.mean(upto=done), setup.replicated))
 
 
 def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
@@ -130,9 +132,9 @@ def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
 def all_weights(setup: Setup, state: TrainState, window: WindowStore) -> dict[str, Weights]:
     """The weights of a training side by side: outer, hwa, and ema and slow (Lookahead) where they are kept."""
     outer = outer_weights(setup, state)
-    weights = {"outer": outer}
-    if window.steps:
-        weights["hwa"] = hwa_weights(setup, window)
+    weights, done = {"outer": outer}, int(state.step)
+    if any(step <= done for step in window.stored_steps):
+        weights["hwa"] = hwa_weights(setup, window, done)
     if setup.ema is not None:
         weights["ema"] = recalibrated(setup, setup.mean_over_replicas(setup.ema.value(state.ema)), outer.batch_stats)
     if setup.config.optimizer.wrapper == "lookahead":
@@ -209,7 +211,7 @@ class _Hwa:
         if self._setup.num_replicas > 1:
             with self._session.clock.activity("evaluation"):
                 self._inner_metrics = {
-                    name: _average(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
+                    name: average_metrics(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
                     for name, split in self._curve_splits.items()
                 }
         return state
@@ -257,11 +259,17 @@ class _Hwa:
             "config": setup.config.to_dict(), "data_fingerprint": setup.dataset.fingerprint, "steps": setup.periods.total,
             "epochs": setup.periods.total / setup.periods.epoch, "window": self._window.steps, "final": final,
         }
-        save_weights(workdir.path / "hwa.safetensors", *weights["hwa"], facts)
+        save_weights(workdir.path / "hwa.safetensors", *weights["hwa"], {"weights": "hwa", **facts, **description(setup)})
         results = {**facts, **communication(setup, state), "seconds": self._session.clock.seconds()}
         workdir.write_results(results)
         return results
 
 
-def _average(metrics):
+def average_metrics(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over replicas.
+
+    Example:
+        >>> average_metrics([{"accuracy": 0.5}, {"accuracy": 1.0}])
+        {'accuracy': 0.75}
+    """
     return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}

@@ -127,6 +127,24 @@ def print_table(
         print("  ".join(_pad(line, widths, align)).rstrip(), file=file)
 
 
+def print_metrics(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Prints accuracy, NLL and ECE by weights and split.
+
+    Args:
+        metrics: weights -> split -> {"accuracy": 0..1, "nll": nats, "ece": 0..1}.
+
+    Example:
+        >>> print_metrics({"hwa": {"test": {"accuracy": 0.975, "nll": 0.1, "ece": 0.01}}})
+        weights  split  accuracy %     NLL     ECE
+        hwa      test        97.50  0.1000  0.0100
+    """
+    rows = [
+        [name, split, f"{100 * m['accuracy']:.2f}", f"{m['nll']:.4f}", f"{m['ece']:.4f}"]
+        for name, splits in metrics.items() for split, m in splits.items()
+    ]
+    print_table(["weights", "split", "accuracy %", "NLL", "ECE"], rows, "llrrr")
+
+
 def _print_rich(header, rows, align, title, file):
     from rich.console import Console
     from rich.table import Table

@@ -4,7 +4,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -14,7 +14,7 @@ from hwa_jax.errors import UserError
 INTERRUPTED = 143  # what a shell reports for SIGTERM
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], commands: Sequence[str] = ()) -> None:
     """Parses the flags, runs `main` and exits.
 
     Bad flags, an unknown field of the configuration or a value of the wrong type, and every `UserError`
@@ -22,6 +22,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     Args:
         main: takes nothing, returns an exit code; None means 0.
+        commands: words of which one may stand before or among the flags; `main` then takes it, None
+            where there is none.
     """
 
     def parse(argv):
@@ -37,15 +39,31 @@ def run(main: Callable[[], int | None]) -> None:
             _fail(error)
 
     def guarded(argv):
-        if len(argv) > 1:
-            _fail(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
+        command = argv[1] if argv[1:2] and argv[1] in commands else None
+        unexpected = argv[1:] if command is None else argv[2:]
+        if unexpected:
+            known = f", and the commands are: {', '.join(commands)}" if commands else ""
+            _fail(f"unexpected arguments: {' '.join(unexpected)}; flags begin with --{known}")
         _log_plainly()
         try:
-            return main()
+            return main(command) if commands else main()
         except UserError as error:
             _fail(error)
 
     app.run(guarded, flags_parser=parse)
+
+
+def require_writable(path: str | os.PathLike, *, overwrite: bool) -> None:
+    """Checks before the work that a file can be written there after it.
+
+    Raises:
+        UserError: it exists and may not be replaced, or its directory is missing; names `--output`.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise UserError(f"--output={path}: exists: give another file" + ("" if path.is_dir() else ", or --overwrite to replace it"))
+    if not path.parent.is_dir():
+        raise UserError(f"--output={path}: there is no directory {path.parent}: create it first")
 
 
 def enable_compilation_cache(directory: str | os.PathLike) -> None:
