@@ -1,5 +1,6 @@
 """The configuration of a training run: every field, its default, and what is allowed."""
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -72,8 +73,11 @@ def validate(config: ConfigDict) -> None:
         hwa_jax.errors.UserError: hwa.window_size=0: must be at least 1
     """
     for field, least in _LEAST.items():
-        if _get(config, field) < least:
+        # A comparison with NaN is false.
+        if not least <= _get(config, field) < math.inf:
             raise UserError(f"{field}={_get(config, field)!r}: must be at least {least}")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed!r}: must be at least 0 and below 2**32")
     for field, allowed in _CHOICES.items():
         if _get(config, field) not in allowed:
             raise UserError(f"{field}={_get(config, field)!r}: give one of {', '.join(map(repr, allowed))}")
@@ -100,7 +104,8 @@ _LEAST = {
     "num_devices": 0, "hwa.num_replicas": 1, "hwa.window_size": 1, "hwa.keep_pushes": 0, "hwa.recalibration_examples": 1,
     "training.batch_size": 1, "evaluation.batch_size": 1, "evaluation.train_examples": 1, "checkpoint.keep": 1,
     "data.num_train": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
-    "optimizer.learning_rate": 0.0, "optimizer.sam_radius": 0.0,
+    "optimizer.learning_rate": 0.0, "optimizer.sam_radius": 0.0, "optimizer.lookahead_rate": 0.0, "schedule.factor": 0.0,
+    "schedule.final_fraction": 0.0,
 }
 _CHOICES = {
     "model.norm": ("", "batch", "group", "none"), "model.dtype": ("float32", "bfloat16"),

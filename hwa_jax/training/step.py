@@ -111,7 +111,7 @@ def make_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, grad_fn=gradient)
         params = optax.apply_updates(state.params, updates)
         done = state.step + 1
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradients))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
         progress = Progress(
             loss=state.progress.loss + loss,
             correct=state.progress.correct + correct,
