@@ -3,8 +3,8 @@
     python experiments/evaluate.py --workdir=runs/digits --split=validation,test --weights=outer,hwa
     python experiments/evaluate.py export --workdir=runs/digits --output=digits.safetensors
 
-Nothing is trained, and nothing is written into the work directory. The card, digits.md, ends the search for
-how to load the file: three lines of Python.
+Nothing is trained, and nothing is written into the work directory: the card is digits.md beside
+the file, and shows the three lines of Python that load it.
 """
 
 import pathlib
@@ -43,7 +43,9 @@ def _export() -> None:
     output, card = pathlib.Path(_OUTPUT.value), pathlib.Path(_OUTPUT.value).with_suffix(".md")
     for path in (output, card):
         program.require_writable(path, overwrite=_OVERWRITE.value)
-    facts = stored_run.export(stored_run.open_run(_WORKDIR.value), output, *_WEIGHTS.value)
+    run = stored_run.open_run(_WORKDIR.value)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    facts = stored_run.export(run, output, *_WEIGHTS.value)
     atomic.write_text(card, model_card(facts, output.name))
     print_metrics({facts["weights"]: facts["metrics"]})
     print(f"weights: {output}   model card: {card}")

@@ -8,15 +8,20 @@ All three are weighted means, so members are added one by one to a float64 sum: 
 with their number.
 """
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from hwa_jax.algorithms import hwa
 from hwa_jax.errors import UserError
 from hwa_jax.storage import found_checkpoints, safetensors
 from hwa_jax.storage.float64_mean import Float64Mean
 from hwa_jax.storage.found_checkpoints import Checkpoint
+from hwa_jax.training.predictor import description
+from hwa_jax.training.setup import Setup
 
 AVERAGES = ("uniform", "ema", "window")
 
@@ -41,8 +46,10 @@ def shares(kind: str, count: int, *, decay: float | None = None, size: int | Non
         ([1.0, 1.0], [0.25, 0.25, 0.5], [1.0, 1.0])
     """
     for name, value, owner in (("decay", decay, "ema"), ("size", size, "window")):
-        if (value is None) == (kind == owner):
-            raise UserError(f"average={kind!r}: {'needs' if value is None else 'takes no'} {name}, which belongs to {owner!r}")
+        if value is None and kind == owner:
+            raise UserError(f"average={kind!r}: give {name} as well")
+        if value is not None and kind != owner:
+            raise UserError(f"{name}={value}: belongs to average={owner!r}, not to {kind!r}: leave it out")
     if decay is not None and not 0 <= decay < 1:
         raise UserError(f"decay={decay}: must be at least 0 and below 1")
     if size is not None and size < 1:
@@ -89,3 +96,39 @@ def batch_norm_names(arrays: dict[str, np.ndarray]) -> list[str]:
         ['bn1.running_mean', 'batch_stats/norm/var']
     """
     return [name for name in arrays if "batch_stats/" in name or name.endswith(("running_mean", "running_var"))]
+
+
+def save(averaged: Checkpoint, path: str | os.PathLike, about: dict[str, Any]) -> None:
+    """Writes an average as safetensors; the header says what it is an average of.
+
+    What the newest checkpoint's header says goes along: the format for other programs, and for files
+    that `experiments/evaluate.py export` wrote the network, so that `load_predictor` reads the average too.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    others = dict(averaged.header)
+    network = {key: value for key, value in safetensors.own_metadata(others).items() if key in ("model", "mean", "std")}
+    safetensors.write_arrays(path, averaged.arrays, {"average": about, **network}, others)
+
+
+def save_recalibrated(averaged: Checkpoint, path: str | os.PathLike, about: dict[str, Any], setup: Setup) -> dict[str, Any]:
+    """As `save`, with BatchNorm statistics recomputed for the averaged weights.
+
+    Args:
+        averaged: arrays named params/... and batch_stats/..., of the network of `setup`.
+        path: of the file.
+        about: what it is an average of.
+        setup: network and data.
+
+    Returns:
+        Metrics on the validation split.
+
+    Raises:
+        UserError: weights of another network; names the first leaf that differs. Or the disk is full.
+    """
+    like = jax.eval_shape(setup.model.init, jax.random.key(0))
+    weights = safetensors.as_weights("the average", averaged.arrays, like)
+    weights = hwa.recalibrated(setup, *jax.device_put(weights, setup.replicated))
+    safetensors.save_weights(path, *weights, {"average": about, "config": setup.config.to_dict(), **description(setup)})
+    return setup.evaluator.one(*weights, setup.validation)

@@ -59,7 +59,17 @@ def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
         UserError: no such file, or no safetensors file.
     """
     with _open(path) as file:
-        return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+        return own_metadata(file.metadata() or {})
+
+
+def own_metadata(header: dict[str, str]) -> dict[str, Any]:
+    """What `load_metadata` answers, out of a header that has been read.
+
+    Example:
+        >>> own_metadata({"format": "pt"}), own_metadata({"hwa_jax": '{"weights": "hwa"}'})
+        ({}, {'weights': 'hwa'})
+    """
+    return json.loads(header.get(_METADATA, "{}"))
 
 
 def write_arrays(

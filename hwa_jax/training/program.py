@@ -57,13 +57,14 @@ def require_writable(path: str | os.PathLike, *, overwrite: bool) -> None:
     """Checks before the work that a file can be written there after it.
 
     Raises:
-        UserError: it exists and may not be replaced, or its directory is missing; names `--output`.
+        UserError: it exists and may not be replaced, or no directory can be made for it; names `--output`.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).absolute()
     if path.is_dir() or (path.exists() and not overwrite):
         raise UserError(f"--output={path}: exists: give another file" + ("" if path.is_dir() else ", or --overwrite to replace it"))
-    if not path.parent.is_dir():
-        raise UserError(f"--output={path}: there is no directory {path.parent}: create it first")
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"--output={path}: {nearest} is not a directory that can be written to: give another file")
 
 
 def enable_compilation_cache(directory: str | os.PathLike) -> None:
