@@ -24,24 +24,31 @@ class Float64Mean:
         self._weight = 0.0
         self._sums = []
         self._last = []
+        self._dtypes = []
 
     def add(self, leaves, weight=1.0):
         """Adds one member, a list of NumPy arrays, with a weight of at least 0."""
-        if not self._last:
+        if not self._dtypes:
+            self._dtypes = [leaf.dtype for leaf in leaves]
             self._sums = [np.zeros(leaf.shape, _sum_dtype(leaf.dtype)) for leaf in leaves]
         # inf - inf is a property of the members, NaN the right answer.
         with np.errstate(invalid="ignore"):
             for total, leaf in zip(self._sums, leaves, strict=True):
                 if _is_averaged(leaf.dtype):
-                    total += weight * leaf.astype(total.dtype)
+                    added = leaf.astype(total.dtype)
+                    # Also because a complex infinity times 1 is NaN.
+                    if weight != 1.0:
+                        added *= weight
+                    total += added
         self._weight += weight
-        self._last = leaves
+        # Not the averaged ones: a member may be as large as memory allows.
+        self._last = [None if _is_averaged(leaf.dtype) else leaf for leaf in leaves]
 
     def value(self):
         """The means, as new NumPy arrays in the dtypes of the members; the weights are not all 0."""
         return [
-            np.array(total / self._weight if _is_averaged(leaf.dtype) else leaf, leaf.dtype)
-            for total, leaf in zip(self._sums, self._last)
+            np.array(total / self._weight if last is None else last, dtype)
+            for total, last, dtype in zip(self._sums, self._last, self._dtypes)
         ]
 
 
