@@ -102,9 +102,14 @@ def test_wrn_depths_counted_with_and_without_shortcuts_are_the_same_network():
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("input_shape", [(28, 28, 1), (7, 5, 2), (1, 1, 1)])
-def test_any_image_size_gives_logits(name, input_shape):
-    logits = abstract_logits(abstract(name, input_shape=input_shape, num_classes=7), input_shape)
+def test_any_image_size_gives_logits_and_no_map_is_ever_empty(name, input_shape):
+    graphdef, state = nnx.split(abstract(name, input_shape=input_shape, num_classes=7))
+    x = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+    program = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+    (logits,) = program.out_avals
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    # The mean over an empty map has the right shape too.
+    assert all(var.aval.size > 0 for equation in program.eqns for var in equation.outvars)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
