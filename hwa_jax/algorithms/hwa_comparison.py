@@ -108,8 +108,7 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
     if unknown:
         raise UserError(f"trajectories={unknown[0]!r}: give some of {', '.join(_KINDS)}")
     with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
-        tuned = _tune(config, workdir.path)
-        planned = list(trajectories(config, tuned))
+        planned = list(trajectories(config, _tune(config, workdir.path)))
         (workdir.path / "cells").mkdir(exist_ok=True)
         cells = []
         for number, trajectory in enumerate(planned, 1):
@@ -121,35 +120,42 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         return cells
 
 
-def trajectories(config: ConfigDict, tuned: dict[str, dict[str, float]]) -> Iterator[Trajectory]:
+def tuned(directory: str | pathlib.Path) -> dict[str, dict[str, float]]:
+    """What tuning chose: "optimizer/schedule" -> learning rate and weight decay; tuning.json has the whole grid."""
+    return read_json(pathlib.Path(directory) / "tuning.json")["chosen"]
+
+
+def trajectories(config: ConfigDict, chosen: dict[str, dict[str, float]]) -> Iterator[Trajectory]:
     """All trainings of a comparison, seed by seed, so that an interrupted one has whole seeds first.
 
     Args:
         config: of the comparison.
-        tuned: "optimizer/schedule" -> the fields of `config.optimizer` that tuning chose.
+        chosen: "optimizer/schedule" -> the fields of `config.optimizer` that tuning chose.
     """
     for seed in config.seeds:
         for optimizer, schedule in itertools.product(config.optimizers, config.schedules):
             for kind in config.trajectories:
-                yield _trajectory(config, tuned, kind, optimizer, schedule, seed)
+                yield _trajectory(config, chosen, kind, optimizer, schedule, seed)
         optimizer, schedule = config.studied.optimizer, config.studied.schedule
         for variant in config.variants:
-            yield _trajectory(config, tuned, "hwa", optimizer, schedule, seed, variant=variant)
+            yield _trajectory(config, chosen, "hwa", optimizer, schedule, seed, variant=variant)
         for size, kind in itertools.product(config.train_sizes, ("plain", "plain_xk", "hwa")):
-            yield _trajectory(config, tuned, kind, optimizer, schedule, seed, num_train=size)
+            yield _trajectory(config, chosen, kind, optimizer, schedule, seed, num_train=size)
 
 
-def _trajectory(config, tuned, kind, optimizer, schedule, seed, *, variant=None, num_train=None):
+def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None, num_train=None):
     one = _training(config, optimizer, schedule, seed)
-    one.optimizer.update(tuned.get(f"{optimizer}/{schedule}", {}))
+    one.optimizer.update(chosen[f"{optimizer}/{schedule}"])
     name = f"{kind}-{optimizer}-{schedule}-seed{seed}"
-    if kind == "hwa":
-        one.training.ema_decay = 0.0
-    else:
-        one.hwa.num_replicas = 1
-        one.optimizer.wrapper = kind if kind in ("lookahead", "sam") else "none"
+    if kind in ("plain", "plain_xk"):
         # The uniform average is taken over the stored window.
         one.hwa.keep_pushes = 10**6
+    else:
+        one.training.ema_decay = 0.0
+    if kind != "hwa":
+        one.hwa.num_replicas = 1
+    if kind in ("lookahead", "sam"):
+        one.optimizer.wrapper = kind
     if kind == "plain_xk":
         one.training.duration = _times(one.training.duration, config.base.hwa.num_replicas)
     if variant is not None:
@@ -185,6 +191,7 @@ def _tune(config, directory):
         grid = list(itertools.product(settings.learning_rates, settings.weight_decays))
         if len(grid) == 1:
             stored["chosen"][key] = dict(zip(("learning_rate", "weight_decay"), grid[0]))
+            atomic.write_json(path, stored)
             continue
         for (rate, decay), seed in itertools.product(grid, config.tuning_seeds):
             point = {"optimizer": optimizer, "schedule": schedule, "learning_rate": rate, "weight_decay": decay, "seed": seed}

@@ -26,8 +26,8 @@ _MEASURES = {
     "test_nll": lambda cell: cell["test"]["nll"],
     "test_ece": lambda cell: cell["test"]["ece"],
     "validation_accuracy": lambda cell: cell["validation"]["accuracy"],
-    "validation_accuracy_at_1_3": lambda cell: _accuracy_at(cell, 1 / 3),
-    "validation_accuracy_at_2_3": lambda cell: _accuracy_at(cell, 2 / 3),
+    "validation_accuracy_at_1_3": lambda cell: accuracy_at(cell, 1 / 3),
+    "validation_accuracy_at_2_3": lambda cell: accuracy_at(cell, 2 / 3),
     "train_test_gap": lambda cell: (
         _number(cell["train"]["accuracy"]) - _number(cell["test"]["accuracy"])
     ),
@@ -180,7 +180,7 @@ def _number(value):
     return math.nan if value is None else float(value)
 
 
-def _accuracy_at(cell, fraction):
+def accuracy_at(cell, fraction):
     """Validation accuracy at a fraction of the epochs, linear between two evaluations."""
     epochs = [point["epoch"] for point in cell["curve"]]
     accuracies = [_number(point["accuracy"]) for point in cell["curve"]]

@@ -13,10 +13,11 @@ from hwa_jax.report.comparison_tables import (
     section_table,
     summary_table,
 )
-from hwa_jax.training.environment import environment
+from hwa_jax.report.hwa_claims import claims_table, effects
 from hwa_jax.report.methods import METHODS, SETTINGS, method_named
 from hwa_jax.report.statistics import Interval
 from hwa_jax.storage.atomic import write_text
+from hwa_jax.training.environment import environment
 
 _HOW_TO_READ = """\
 **Equal steps**: every replica takes as many optimizer steps as plain training. A method with K
@@ -39,6 +40,14 @@ minus that on the test data. Passes over data, communicated bytes and synchroniz
 replicas are those of the whole training. The training time leaves out evaluation and
 compilation. The curves show the validation split, held out of the training data; a curve may
 start below its plot. The test split was used for the final accuracies, NLL and ECE alone.
+"""
+
+_CLAIMS = """\
+Each row is a paired difference over seeds, positive where the claim holds: "shown" if its 95 % interval lies
+above zero, "contradicted" if below, "not shown" if it contains zero. H1: HWA beats plain training and both of its
+halves. H2: it converges faster. H3: it does so without a learning-rate schedule. H4: rare synchronization keeps
+the gain. H8: it is steadier and overfits less. H9: with AdamW too. H10: with fewer training images too. Points are
+percentage points of test accuracy unless the row says otherwise.
 """
 
 
@@ -83,6 +92,8 @@ def write_comparison(
     parts = [f"# {title}", *([meta["description"]] if "description" in meta else [])]
     parts += ["## Summary", summary_table(cells)]
     parts += _images(difference_plot(sections, directory))
+    if effects(cells):
+        parts += ["## The claims of the HWA paper", _CLAIMS.strip(), claims_table(cells)]
     parts += ["## What was compared", _methods(sections), _HOW_TO_READ.strip()]
     for section in sections:
         parts += _section_parts(section, sections, directory)

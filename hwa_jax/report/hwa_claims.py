@@ -1,0 +1,203 @@
+"""The claims of the HWA paper, each as paired differences over seeds with a verdict by rule.
+
+Numbered as in the results: H1 to H4 and H8 to H10. A claim's effect is positive where the claim holds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hwa_jax.report.aggregation import BETTER, WORSE, accuracy_at, verdict
+from hwa_jax.report.statistics import Interval, paired_difference
+from hwa_jax.report.tables import format_bytes, format_interval, markdown_table
+
+# What the rule on the interval of an effect means for a claim.
+_WORDS = {BETTER: "shown", WORSE: "contradicted"}
+
+
+class Effect(NamedTuple):
+    """One paired difference that speaks for or against a claim.
+
+    Attributes:
+        claim: "H1" to "H10".
+        text: what is compared.
+        setting: optimizer, schedule and the like.
+        effect: mean and interval over seeds; positive where the claim holds.
+        unit: of the effect.
+    """
+
+    claim: str
+    text: str
+    setting: str
+    effect: Interval
+    unit: str
+
+    @property
+    def verdict(self) -> str:
+        """ "shown", "contradicted", "not shown", or "not judged" with fewer than two pairs."""
+        judged = verdict(self.effect)
+        return _WORDS.get(judged, "not judged" if np.isnan(self.effect.half_width) else "not shown")
+
+
+def effects(cells: Sequence[Mapping]) -> list[Effect]:
+    """All effects that the cells allow; cells as in `comparison.write_comparison`.
+
+    The main setting is that of the first HWA cell; rows with another K, H or training size belong to the
+    studies H4 and H10.
+    """
+    hwa = [cell for cell in cells if cell["method"] == "hwa"]
+    if not hwa:
+        return []
+    found = []
+    for maker in (_against_parts, _speed, _no_schedule, _low_frequency, _stability, _sizes):
+        found.extend(maker(_Cells(cells, hwa[0])))
+    return sorted(found, key=lambda effect: int(effect.claim[1:]))
+
+
+def claims_table(cells: Sequence[Mapping]) -> str:
+    """A markdown table of all effects."""
+    rows = [
+        [e.claim, e.text, e.setting, format_interval(e.effect, signed=True), e.unit, str(e.effect.n), e.verdict]
+        for e in effects(cells)
+    ]
+    return markdown_table(["Claim", "Effect", "Setting", "Mean ± 95 % CI", "Unit", "n", "Verdict"], rows, "lllrlrl")
+
+
+class _Cells:
+    """Cells by what they are."""
+
+    def __init__(self, cells, main):
+        self._cells = cells
+        self.main = main
+        self.num_replicas, self.sync_period, self.num_train = main["num_replicas"], main["sync_period"], main["num_train"]
+        kinds = {(cell["optimizer"], cell["schedule"]): None for cell in cells}
+        self.kinds = [kind for kind in kinds if self.get("hwa", *kind)]
+
+    def get(self, method, optimizer, schedule, *, compute=False, **fields) -> dict[int, Mapping]:
+        """Seed -> cell; for one-replica methods `compute` asks for those with HWA's compute."""
+        several = method in ("hwa", "online")
+        wanted = {"num_train": self.num_train}
+        if several:
+            wanted |= {"num_replicas": self.num_replicas, "sync_period": self.sync_period}
+        else:
+            wanted["comparison"] = "equal_compute" if compute else "equal_steps"
+        wanted |= {"method": method, "optimizer": optimizer, "schedule": schedule} | fields
+        return {c["seed"]: c for c in self._cells if all(c[name] == value for name, value in wanted.items())}
+
+    def values(self, field) -> list:
+        return sorted({cell[field] for cell in self._cells if cell["method"] == "hwa"})
+
+
+def _difference(ours, theirs, measure: Callable[[Mapping], float]) -> Interval | None:
+    if not ours.keys() & theirs.keys():
+        return None
+    return paired_difference({s: measure(c) for s, c in ours.items()}, {s: measure(c) for s, c in theirs.items()})
+
+
+def _test(cell):
+    return 100 * cell["test"]["accuracy"]
+
+
+def _points(claim, text, setting, ours, theirs, measure=_test, unit="points") -> Iterator[Effect]:
+    effect = _difference(ours, theirs, measure)
+    if effect is not None:
+        yield Effect(claim, text, setting, effect, unit)
+
+
+def _setting(optimizer, schedule):
+    return f"{'SGD' if optimizer == 'sgd' else 'AdamW' if optimizer == 'adamw' else optimizer}, {schedule}"
+
+
+def _against_parts(cells):
+    """H1: HWA beats plain training, online and offline averaging; H9: with AdamW too."""
+    for kind in cells.kinds:
+        claim = "H9" if kind[0] == "adamw" else "H1"
+        hwa, setting = cells.get("hwa", *kind), _setting(*kind)
+        yield from _points(claim, "HWA - plain, equal steps", setting, hwa, cells.get("plain", *kind))
+        yield from _points(claim, "HWA - plain, equal compute", setting, hwa, cells.get("plain", *kind, compute=True))
+        yield from _points(claim, "HWA - online average", setting, hwa, cells.get("online", *kind))
+        yield from _points(claim, "HWA - offline window, equal steps", setting, hwa, cells.get("offline_window", *kind))
+        yield from _points(
+            claim, "HWA - offline window, equal compute", setting, hwa, cells.get("offline_window", *kind, compute=True)
+        )
+
+
+def _speed(cells):
+    """H2: accuracy on validation at a third and two thirds of the steps; the steps to plain's last accuracy."""
+    for kind in cells.kinds:
+        hwa, plain = cells.get("hwa", *kind), cells.get("plain", *kind)
+        for fraction, name in ((1 / 3, "1/3"), (2 / 3, "2/3")):
+            yield from _points(
+                "H2", f"validation accuracy at {name} of the steps, HWA - plain", _setting(*kind), hwa, plain,
+                lambda cell, fraction=fraction: 100 * accuracy_at(cell, fraction),
+            )
+        common = sorted(hwa.keys() & plain.keys())
+        if common:
+            saved = {s: 100 * (1 - _time_to(hwa[s], plain[s]["curve"][-1]["accuracy"])) for s in common}
+            effect = paired_difference(saved, {s: 0.0 for s in common})
+            yield Effect("H2", "steps saved by HWA until plain's last validation accuracy", _setting(*kind), effect, "% of the steps")
+
+
+def _time_to(cell, accuracy):
+    """The part of the steps after which a curve first reaches an accuracy; 1 if it never does."""
+    last = cell["curve"][-1]["epoch"]
+    return next((point["epoch"] / last for point in cell["curve"] if point["accuracy"] >= accuracy), 1.0)
+
+
+def _no_schedule(cells):
+    """H3: HWA at a constant rate against plain training with a cosine."""
+    for optimizer in dict.fromkeys(kind[0] for kind in cells.kinds):
+        hwa = cells.get("hwa", optimizer, "constant")
+        for compute, basis in ((False, "equal steps"), (True, "equal compute")):
+            yield from _points(
+                "H3", f"HWA constant - plain cosine, {basis}", _setting(optimizer, "constant"), hwa,
+                cells.get("plain", optimizer, "cosine", compute=compute),
+            )
+
+
+def _low_frequency(cells):
+    """H4: HWA at a long period against synchronization after every step, and what is communicated."""
+    kind = cells.main["optimizer"], cells.main["schedule"]
+    for period in cells.values("sync_period"):
+        ours = cells.get("hwa", *kind, sync_period=period)
+        every = cells.get("hwa", *kind, sync_period=min(cells.values("sync_period")))
+        if ours and every and period != min(cells.values("sync_period")):
+            sent = format_bytes(next(iter(ours.values()))["bytes_communicated"])
+            reference = format_bytes(next(iter(every.values()))["bytes_communicated"])
+            yield from _points(
+                "H4", f"HWA at H={period} ({sent}) - HWA at H={min(cells.values('sync_period'))} ({reference})",
+                _setting(*kind), ours, every,
+            )
+
+
+def _stability(cells):
+    """H8: a smaller gap between training and test, and a steadier curve in the last half."""
+    for kind in cells.kinds:
+        hwa, plain = cells.get("hwa", *kind), cells.get("plain", *kind)
+        yield from _points(
+            "H8", "gap between train and test accuracy, plain - HWA", _setting(*kind), plain, hwa,
+            lambda cell: 100 * (cell["train"]["accuracy"] - cell["test"]["accuracy"]),
+        )
+        yield from _points(
+            "H8", "standard deviation of the validation curve's last half, plain - HWA", _setting(*kind), plain, hwa, _unsteadiness
+        )
+
+
+def _unsteadiness(cell):
+    curve = [point["accuracy"] for point in cell["curve"]]
+    return 100 * float(np.std(curve[len(curve) // 2:], ddof=1))
+
+
+def _sizes(cells):
+    """H10: the gain over plain training at every training-set size."""
+    kind = cells.main["optimizer"], cells.main["schedule"]
+    if len(cells.values("num_train")) < 2:
+        return
+    for size in cells.values("num_train"):
+        hwa = cells.get("hwa", *kind, num_train=size)
+        for compute, basis in ((False, "equal steps"), (True, "equal compute")):
+            yield from _points(
+                "H10", f"HWA - plain, {basis}", f"{_setting(*kind)}, {size} images", hwa,
+                cells.get("plain", *kind, compute=compute, num_train=size),
+            )
