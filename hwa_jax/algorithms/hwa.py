@@ -177,14 +177,16 @@ class _Hwa:
     def after(self) -> list[Event]:
         """The events after a step, in their order."""
         periods = self._setup.periods
-        synchronization = functools.partial(is_synchronization_step, every=periods.sync, start_step=periods.sync_start)
         return [
-            Event("synchronization", synchronization, self._synchronize_batch_stats),
+            Event("synchronization", self._is_synchronization, self._synchronize_batch_stats),
             Event("push", periods.is_push, self._push),
             Event("evaluation", self._every(periods.evaluation), self._evaluate),
             Event("log", self._every(periods.log), self._session.log),
             Event("checkpoint", self._every(periods.checkpoint), self._checkpoint),
         ]
+
+    def _is_synchronization(self, done):
+        return is_synchronization_step(done, self._setup.periods.sync, self._setup.periods.sync_start)
 
     def _every(self, period):
         return lambda done: done % period == 0 or done == self._setup.periods.total
@@ -202,9 +204,14 @@ class _Hwa:
     def _push(self, done, state):
         self._session.require_finite(state)
         self._window.push(done, outer_weights(self._setup, state))
-        distances = np.asarray(state.opt_state.distance, np.float64)
-        self._session.write(done, "push", {"spread": float(np.sqrt(np.mean(distances**2)))})
+        self._session.write(done, "push", {"spread": self._spread(done, state)})
         return state
+
+    def _spread(self, done, state):
+        """How far the replicas lay from the outer weights, before a synchronization made them equal."""
+        if not self._is_synchronization(done):
+            return float(particles.spread(state.params))
+        return float(np.sqrt(np.mean(np.square(state.opt_state.distance, dtype=np.float64))))
 
     def _evaluate_inner(self, done, state):
         """The replicas one step before, since at a synchronization they have just been made equal."""
