@@ -126,7 +126,8 @@ def _pure(state):
 
 def _fill(abstract_state, pure):
     state = jax.tree.map(lambda leaf: leaf, abstract_state)
-    nnx.replace_by_pure_dict(state, pure)
+    # Outside jit BatchNorm would write its statistics into a NumPy array of the caller.
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, pure))
     return state
 
 
