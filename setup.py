@@ -17,6 +17,7 @@ BASE = [
     "matplotlib>=3.9",
     "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
     "tensorflow-datasets>=4.9.9",  # reads through data_source, without TensorFlow
+    "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not say so
     "array_record>=0.8.1; sys_platform != 'win32'",  # the file format of data_source
     "scikit-learn>=1.5",  # its digits are the data set that needs no download
     "Pillow>=10.0",  # encodes images when a data set is prepared
