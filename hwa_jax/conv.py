@@ -2,12 +2,12 @@
 
 ``jax.vmap`` over the weights of a convolution makes a grouped convolution, several times slower on
 a CPU than the same convolutions one after another. Here vmap only records that operands carry an
-axis; how to compute is chosen where the program is lowered, for the platform it is lowered for, from
-the table that ``benchmarks/conv_lowerings.py`` measured.
+axis; how to compute is chosen when the program is lowered, for the platform it is lowered for,
+from the table that ``benchmarks/conv_lowerings.py`` measured.
 
 A convolution and its two gradients are one trilinear form T(lhs, rhs, out) with one argument left
-out: the convolution leaves out ``out``, the input gradient ``lhs``, the weight gradient ``rhs``. The
-derivative of any of the three is again one of the three, so one primitive, closed under
+out: the convolution leaves out ``out``, the input gradient ``lhs``, the weight gradient ``rhs``.
+The derivative of any of the three is again one of the three, so one primitive, closed under
 transposition, serves every order of both modes of differentiation. A ``custom_vjp`` would exclude
 forward mode, and ``custom_vmap`` has no transposition.
 """
@@ -62,13 +62,15 @@ class _Convolution:
 
     def shape_class(self):
         """``"pointwise"``: every window is one unpadded pixel; ``"window"``: all else."""
-        window = [self.rhs.shape[d] for d in self.dimension_numbers.rhs_spec[2:]]
         padding = self.option("padding")
-        plain = self.option("feature_group_count") == self.option("batch_group_count") == 1
-        unpadded = isinstance(padding, str) or not any(map(any, padding))
-        undilated = set(self.option("lhs_dilation") or [1]) == {1}
-        one_pixel = set(window) == {1}
-        return "pointwise" if plain and unpadded and undilated and one_pixel else "window"
+        pointwise = (
+            all(self.rhs.shape[dimension] == 1 for dimension in self.dimension_numbers.rhs_spec[2:])
+            # SAME and VALID pad a window of one pixel by nothing.
+            and (isinstance(padding, str) or not any(map(any, padding)))
+            and set(self.option("lhs_dilation") or [1]) == {1}
+            and self.option("feature_group_count") == self.option("batch_group_count") == 1
+        )
+        return "pointwise" if pointwise else "window"
 
 
 def conv_general_dilated(
@@ -87,13 +89,14 @@ def conv_general_dilated(
 ):
     """``jax.lax.conv_general_dilated`` for weights that carry a particle axis under ``jax.vmap``.
 
-    Arguments, shapes, dtypes and errors are lax's; numbers agree to rounding. Where input and weights both
-    carry a vmapped axis (particles, seeds, nested), lax makes a grouped convolution; here the platform's rows of the
-    committed table decide, gradients included. Measured so far: CPU (one ordinary convolution per member,
-    so compile time grows with the members; a matrix product for 1x1 windows). Other platforms keep lax's.
+    Arguments, shapes, dtypes and errors are lax's; numbers agree to rounding. Where input and
+    weights both carry a vmapped axis (particles, seeds, nested) lax makes a grouped convolution;
+    here the committed table decides, for the gradients too. Measured so far: CPU (a matrix product
+    for 1x1 windows, else one ordinary convolution per member, so compile time grows with the
+    members). Other platforms keep lax's.
 
-    Works under jit, grad, jvp, Hessian-vector products of either mode, checkpoint and shard_map. A mesh
-    with Explicit axes, or an ``out_sharding``, gets lax's own function.
+    Works under jit, grad, jvp, Hessian-vector products of either mode, checkpoint and shard_map.
+    A mesh with Explicit axes, or an ``out_sharding``, gets lax's own function.
 
     Args:
         lhs: input, rank n + 2; rhs: weights, rank n + 2, same dtype.
@@ -102,7 +105,6 @@ def conv_general_dilated(
         **kwargs: what lax takes beyond these (``out_sharding``); None counts as absent.
 
     Example: four particles, each with its own 3x3 weights and its own eight images.
-        >>> import functools, jax, jax.numpy as jnp
         >>> conv = functools.partial(conv_general_dilated, window_strides=(2, 2), padding="SAME")
         >>> jax.vmap(conv)(jnp.ones((4, 8, 3, 28, 28)), jnp.ones((4, 16, 3, 3, 3))).shape
         (4, 8, 16, 14, 14)
@@ -120,8 +122,8 @@ def conv_general_dilated(
     )
     given = {name: value for name, value in kwargs.items() if value is not None}
     if given or jax.sharding.get_abstract_mesh().explicit_axes:
-        numbers = {"dimension_numbers": dimension_numbers}
-        return lax.conv_general_dilated(lhs, rhs, **numbers, **options, **given)
+        given["dimension_numbers"] = dimension_numbers
+        return lax.conv_general_dilated(lhs, rhs, **options, **given)
     convolution = _describe(lhs, rhs, dimension_numbers, options)
     lhs, rhs = _vary_alike(lhs, rhs)
     return _contract_p.bind(lhs, rhs, result="out", convolution=convolution, axes=())
@@ -131,11 +133,12 @@ def _describe(lhs, rhs, dimension_numbers, options):
     numbers = lax.conv_dimension_numbers(jnp.shape(lhs), jnp.shape(rhs), dimension_numbers)
     lhs, rhs = (jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in (lhs, rhs))
     convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=numbers, **options)
-    return _Convolution(lhs, rhs, jax.eval_shape(convolve, lhs, rhs), numbers, tuple(options.items()))
+    out = jax.eval_shape(convolve, lhs, rhs)
+    return _Convolution(lhs, rhs, out, numbers, tuple(options.items()))
 
 
 def _vary_alike(*operands):
-    """In a shard_map with check_vma, weights shared by all devices are cast to meet sharded inputs."""
+    """In a shard_map with check_vma, weights shared by all devices must be cast to varying."""
     varying = [jax.typeof(x).manual_axis_type.varying for x in operands]
     missing = [tuple(frozenset.union(*varying) - own) for own in varying]
     return [lax.pcast(x, m, to="varying") if m else x for x, m in zip(operands, missing)]
@@ -184,11 +187,6 @@ def _matmul(lhs, rhs, *, convolution):
     )
 
 
-def _convolve(lhs, rhs, *, convolution):
-    numbers = convolution.dimension_numbers
-    return lax.conv_general_dilated(lhs, rhs, dimension_numbers=numbers, **dict(convolution.options))
-
-
 def _operand_roles(result):
     """Which two arguments of the form are given, in the order of the primitive's operands."""
     return [role for role in ("lhs", "rhs", "out") if role != result]
@@ -198,8 +196,7 @@ def _contract_member(left, right, *, result, convolution, convolve):
     """The form without vmapped axes: a convolution, or its transposition in ``result``."""
     if result == "out":
         return convolve(left, right)
-    weights_given = result == "lhs"
-    linear = (lambda x: convolve(x, left)) if weights_given else (lambda x: convolve(left, x))
+    linear = (lambda x: convolve(x, left)) if result == "lhs" else (lambda x: convolve(left, x))
     argument = _abstract(
         jax.typeof(left), jax.typeof(right), result=result, convolution=convolution, axes=()
     )
@@ -209,13 +206,13 @@ def _contract_member(left, right, *, result, convolution, convolve):
 def _contract(left, right, *, result, convolution, axes, platform):
     """The whole form in lax operations, the first of ``axes`` outermost."""
     lowering = lowering_table().get(platform, {}).get(convolution.shape_class(), "grouped")
+    if lowering == "matmul":
+        convolve = functools.partial(_matmul, convolution=convolution)
+    else:
+        options = {"dimension_numbers": convolution.dimension_numbers, **dict(convolution.options)}
+        convolve = functools.partial(lax.conv_general_dilated, **options)
     function = functools.partial(
-        _contract_member,
-        result=result,
-        convolution=convolution,
-        convolve=functools.partial(
-            _matmul if lowering == "matmul" else _convolve, convolution=convolution
-        ),
+        _contract_member, result=result, convolution=convolution, convolve=convolve
     )
     for axis in reversed(axes):
         if lowering == "unrolled" and axis.left and axis.right:
