@@ -63,7 +63,8 @@ def validate(config: ConfigDict) -> None:
     """Checks what can be checked without data and devices.
 
     Raises:
-        UserError: a field out of range; the message names the field, the value and what is allowed.
+        UserError: a field that is missing or out of range; the message names the field, the value and
+            what is allowed.
 
     Example:
         >>> config = default_config(); config.hwa.window_size = 0
@@ -72,6 +73,9 @@ def validate(config: ConfigDict) -> None:
         ...
         hwa_jax.errors.UserError: hwa.window_size=0: must be at least 1
     """
+    missing = _flatten(default_config().to_dict()).keys() - _flatten(dict(config)).keys()
+    if missing:
+        raise UserError(f"{min(missing)} is missing in the configuration: get_config() begins with default_config()")
     for field, least in _LEAST.items():
         # A comparison with NaN is false.
         if not least <= _get(config, field) < math.inf:
@@ -129,7 +133,7 @@ def _get(config, field):
 def _flatten(tree, prefix=""):
     flat = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, (dict, ConfigDict)):
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
             # JSON knows lists only.

@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -33,10 +34,12 @@ def run(main: Callable[..., int | None], commands: Sequence[str] = ()) -> None:
             if "config" in flags.FLAGS and flags.FLAGS.config is not None:
                 flags.FLAGS.config.keys()
             return rest
-        except AttributeError as error:  # from an override of a field that does not exist
-            _fail(f"the configuration has no field {str(error).strip(chr(34) + chr(39))!r}; hwa_jax/training/config.py lists all")
-        except (flags.Error, UserError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-            _fail(error)
+        except (flags.Error, UserError) as error:
+            # What a configuration file raises may come as a flag's error, with its traceback.
+            before, traceback, after = str(error).partition("Traceback (most recent call last):")
+            _fail(before + after.strip().splitlines()[-1] if traceback else error)
+        except (LookupError, NameError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+            _fail(_explain(error))
 
     def guarded(argv):
         command = argv[1] if argv[1:2] and argv[1] in commands else None
@@ -94,6 +97,20 @@ def _log_plainly():
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _explain(error):
+    """What ml_collections, or a configuration file, raises about an override or about the file."""
+    # Quoted once for every layer it came through.
+    text = str(error).replace("\\n", "\n").replace("\\", "")
+    close = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+    if close:
+        return f"the configuration has no field {close[2]!r}: did you mean {close[1]!r}?"
+    name = text.strip("\"'")
+    if name.isidentifier():
+        return f"the configuration has no field {name!r}: hwa_jax/training/config.py lists all"
+    reason = text.rpartition("[Errno ")[2].partition("] ")[2] or text
+    return f"--config: the file does not load ({type(error).__name__}: {reason}): correct it, or give another; see configs/"
 
 
 def _fail(error):
