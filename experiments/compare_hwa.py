@@ -24,7 +24,7 @@ def main() -> None:
     program.enable_compilation_cache(f"{directory}.compiled")
     cells = hwa_comparison.run(config, directory, overwrite=_OVERWRITE.value)
     report = write_comparison(cells, directory, title=config.title, meta={
-        "description": config.description, "command": program.command_line(), "chosen by tuning plain training": hwa_comparison.tuned(directory),
+        "description": config.description, "command": program.command_line(), "chosen by tuning": hwa_comparison.tuned(directory),
     })
     print(summary_table(cells))
     print(f"\nreport with plots: {report}")

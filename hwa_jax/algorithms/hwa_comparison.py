@@ -2,11 +2,17 @@
 
 One training serves several methods. With E epochs and K replicas:
 
-    plain       K=1, E epochs: the plain optimizer, EMA, and two offline averages of its own weights
-    plain_xk    K=1, K·E epochs: the same four at HWA's compute
+    plain       K=1, E epochs: the plain optimizer
+    offline     K=1, E epochs: EMA, and two offline averages; the same training as plain where tuning
+                chose the same rate and weight decay for both
     hwa         K replicas, E epochs: online averaging (the outer weights) and HWA
     lookahead   K=1, E epochs
     sam         K=1, E epochs, two gradients per step
+    plain_xk, offline_xk    as plain and offline, with K·E epochs: HWA's compute
+
+Rate and weight decay are tuned on the validation split, on seeds that are not reported, over one grid for
+plain training (its last weights), offline averaging (the window average of the same trainings) and HWA;
+Lookahead and SAM take plain training's.
 
 A training's figures are one JSON file, written when it has finished; a finished one is not run again.
 """
@@ -34,12 +40,34 @@ MAY_CHANGE = ("seeds", "schedules", "trajectories", "train_sizes")
 _logger = logging.getLogger(__name__)
 
 
+class _Kind(NamedTuple):
+    weights: dict[str, str]
+    comparison: str
+    tuned_for: str
+    gradients: int = 1
+
+
+_PLAIN = {"plain": "outer"}
+_OFFLINE = {"ema": "ema", "offline_window": "hwa", "offline_uniform": "uniform"}
+_KINDS = {
+    "plain": _Kind(_PLAIN, "equal_steps", "plain"),
+    "plain_xk": _Kind(_PLAIN, "equal_compute", "plain"),
+    "offline": _Kind(_OFFLINE, "equal_steps", "offline"),
+    "offline_xk": _Kind(_OFFLINE, "equal_compute", "offline"),
+    "hwa": _Kind({"online": "outer", "hwa": "hwa"}, "both", "hwa"),
+    "lookahead": _Kind({"lookahead": "slow"}, "equal_steps", "plain"),
+    "sam": _Kind({"sam": "outer"}, "both", "plain", gradients=2),
+}
+# What tuning trains, and for which of its weights it chooses.
+_TUNED = {"plain": {"plain": "outer", "offline": "hwa"}, "hwa": {"hwa": "hwa"}}
+
+
 def default_comparison() -> ConfigDict:
     """All fields of a comparison; `base` is the configuration of one training.
 
     Example:
         >>> default_comparison().trajectories
-        ('plain', 'plain_xk', 'hwa', 'lookahead', 'sam')
+        ('plain', 'plain_xk', 'offline', 'offline_xk', 'hwa', 'lookahead', 'sam')
     """
     config = ConfigDict()
     config.title = "Comparison"
@@ -53,11 +81,11 @@ def default_comparison() -> ConfigDict:
         "adamw": ConfigDict({"learning_rates": (0.0005, 0.001, 0.003), "weight_decays": (0.0, 0.05)}),
     })
     config.schedules = ("constant", "cosine")
-    config.trajectories = ("plain", "plain_xk", "hwa", "lookahead", "sam")
+    config.trajectories = tuple(_KINDS)
     config.uniform_start = "50%"  # where the uniform offline average begins
     config.studied = ConfigDict({"optimizer": "sgd", "schedule": "constant"})  # of the two studies that follow
     config.variants = ConfigDict()  # further settings of HWA: name -> fields of `base.hwa`
-    config.train_sizes = ()  # further data.num_train, for plain, plain_xk and hwa
+    config.train_sizes = ()  # further data.num_train, for all but lookahead and sam
     return config.lock()
 
 
@@ -77,16 +105,6 @@ class Trajectory(NamedTuple):
     weights: dict[str, str]
     comparison: str
     gradients: int = 1
-
-
-_OFFLINE = {"plain": "outer", "ema": "ema", "offline_window": "hwa", "offline_uniform": "uniform"}
-_KINDS = {
-    "plain": (_OFFLINE, "equal_steps", 1),
-    "plain_xk": (_OFFLINE, "equal_compute", 1),
-    "hwa": ({"online": "outer", "hwa": "hwa"}, "both", 1),
-    "lookahead": ({"lookahead": "slow"}, "equal_steps", 1),
-    "sam": ({"sam": "outer"}, "both", 2),
-}
 
 
 def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = False) -> list[dict[str, Any]]:
@@ -120,43 +138,48 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         return cells
 
 
-def tuned(directory: str | pathlib.Path) -> dict[str, dict[str, float]]:
-    """What tuning chose: "optimizer/schedule" -> learning rate and weight decay; tuning.json has the whole grid."""
+def tuned(directory: str | pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
+    """What tuning chose: "optimizer/schedule" -> for whom -> learning rate and weight decay; tuning.json has the grid."""
     return read_json(pathlib.Path(directory) / "tuning.json")["chosen"]
 
 
-def trajectories(config: ConfigDict, chosen: dict[str, dict[str, float]]) -> Iterator[Trajectory]:
+def trajectories(config: ConfigDict, chosen: dict[str, dict[str, dict[str, float]]]) -> Iterator[Trajectory]:
     """All trainings of a comparison, seed by seed, so that an interrupted one has whole seeds first.
 
     Args:
         config: of the comparison.
-        chosen: "optimizer/schedule" -> the fields of `config.optimizer` that tuning chose.
+        chosen: as `tuned` returns it.
     """
     for seed in config.seeds:
         for optimizer, schedule in itertools.product(config.optimizers, config.schedules):
             for kind in config.trajectories:
-                yield _trajectory(config, chosen, kind, optimizer, schedule, seed)
+                yield from _trajectory(config, chosen, kind, optimizer, schedule, seed)
         optimizer, schedule = config.studied.optimizer, config.studied.schedule
         for variant in config.variants:
-            yield _trajectory(config, chosen, "hwa", optimizer, schedule, seed, variant=variant)
-        for size, kind in itertools.product(config.train_sizes, ("plain", "plain_xk", "hwa")):
-            yield _trajectory(config, chosen, kind, optimizer, schedule, seed, num_train=size)
+            yield from _trajectory(config, chosen, "hwa", optimizer, schedule, seed, variant=variant)
+        for size in config.train_sizes:
+            for kind in ("plain", "plain_xk", "offline", "offline_xk", "hwa"):
+                yield from _trajectory(config, chosen, kind, optimizer, schedule, seed, num_train=size)
 
 
 def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None, num_train=None):
-    one = _training(config, optimizer, schedule, seed)
-    one.optimizer.update(chosen[f"{optimizer}/{schedule}"])
-    name = f"{kind}-{optimizer}-{schedule}-seed{seed}"
-    if kind in ("plain", "plain_xk"):
+    """The training of a kind; none where another one serves its methods too."""
+    settings = chosen[f"{optimizer}/{schedule}"]
+    weights, comparison, tuned_for, gradients = _KINDS[kind]
+    if settings["plain"] == settings["offline"]:
+        if tuned_for == "offline":
+            return
+        if weights is _PLAIN:
+            weights = _PLAIN | _OFFLINE
+    one = _training(config, kind, optimizer, schedule, seed)
+    one.optimizer.update(settings[tuned_for])
+    if "ema" not in weights:
+        one.training.ema_decay = 0.0
+    if "offline_uniform" in weights:
         # The uniform average is taken over the stored window.
         one.hwa.keep_pushes = 10**6
-    else:
-        one.training.ema_decay = 0.0
-    if kind != "hwa":
-        one.hwa.num_replicas = 1
-    if kind in ("lookahead", "sam"):
-        one.optimizer.wrapper = kind
-    if kind == "plain_xk":
+    name = f"{kind}-{optimizer}-{schedule}-seed{seed}"
+    if comparison == "equal_compute":
         one.training.duration = _times(one.training.duration, config.base.hwa.num_replicas)
     if variant is not None:
         one.hwa.update(config.variants[variant])
@@ -164,13 +187,16 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
     if num_train is not None:
         one.data.num_train = num_train
         name += f"-n{num_train}"
-    weights, comparison, gradients = _KINDS[kind]
-    return Trajectory(name, one, weights, comparison, gradients)
+    yield Trajectory(name, one, weights, comparison, gradients)
 
 
-def _training(config, optimizer, schedule, seed):
+def _training(config, kind, optimizer, schedule, seed):
     one = ConfigDict(config.base.to_dict())
     one.seed, one.schedule.name, one.optimizer.name = seed, schedule, optimizer
+    if kind != "hwa":
+        one.hwa.num_replicas = 1
+    if kind in ("lookahead", "sam"):
+        one.optimizer.wrapper = kind
     return one
 
 
@@ -180,55 +206,64 @@ def _times(duration, factor):
 
 
 def _tune(config, directory):
-    """The rate and weight decay of plain training with the best validation accuracy, per optimizer and schedule."""
     path = directory / "tuning.json"
     stored = read_json(path) or {"grid": [], "chosen": {}}
     for optimizer, schedule in itertools.product(config.optimizers, config.schedules):
-        key = f"{optimizer}/{schedule}"
-        if key in stored["chosen"]:
-            continue
         settings = config.optimizers[optimizer]
         grid = list(itertools.product(settings.learning_rates, settings.weight_decays))
+        key = f"{optimizer}/{schedule}"
         if len(grid) == 1:
-            stored["chosen"][key] = dict(zip(("learning_rate", "weight_decay"), grid[0]))
+            stored["chosen"][key] = {
+                name: _fields(grid[0]) for found in _TUNED.values() for name in found
+            }
+        while key not in stored["chosen"]:
+            missing = _missing_points(stored["grid"], config, grid, optimizer, schedule)
+            if missing:
+                _logger.info("tuning, %d to go: %s", len(missing), missing[0])
+                stored["grid"].append(missing[0] | _validation(config, missing[0], directory / "scratch"))
+            else:
+                rows = [row for row in stored["grid"] if (row["optimizer"], row["schedule"]) == (optimizer, schedule)]
+                stored["chosen"][key] = {name: _best(rows, name) for found in _TUNED.values() for name in found}
             atomic.write_json(path, stored)
-            continue
-        for (rate, decay), seed in itertools.product(grid, config.tuning_seeds):
-            point = {"optimizer": optimizer, "schedule": schedule, "learning_rate": rate, "weight_decay": decay, "seed": seed}
-            if any(point.items() <= row.items() for row in stored["grid"]):
-                continue
-            _logger.info("tuning plain: %s", point)
-            stored["grid"].append(point | _validation_of_plain(config, point, directory / "scratch"))
-            atomic.write_json(path, stored)
-        stored["chosen"][key] = _best([row for row in stored["grid"] if (row["optimizer"], row["schedule"]) == (optimizer, schedule)])
-        atomic.write_json(path, stored)
+    atomic.write_json(path, stored)
     return stored["chosen"]
 
 
-def _validation_of_plain(config, point, scratch):
-    one = _training(config, point["optimizer"], point["schedule"], point["seed"])
+def _missing_points(rows, config, grid, optimizer, schedule):
+    points = [
+        {"kind": kind, "optimizer": optimizer, "schedule": schedule, **_fields(point), "seed": seed}
+        for kind, point, seed in itertools.product(_TUNED, grid, config.tuning_seeds)
+    ]
+    return [point for point in points if not any(point.items() <= row.items() for row in rows)]
+
+
+def _fields(point):
+    return dict(zip(("learning_rate", "weight_decay"), point))
+
+
+def _validation(config, point, scratch):
+    """For whom -> validation accuracy of one point of the grid; 0 where the training diverged."""
+    one = _training(config, point["kind"], point["optimizer"], point["schedule"], point["seed"])
     one.optimizer.update({name: point[name] for name in ("learning_rate", "weight_decay")})
-    one.hwa.num_replicas = 1
     one.training.ema_decay = 0.0
     one.evaluation.every = one.training.duration
-    name = "-".join(map(str, point.values()))
     try:
-        results = _finished(hwa.train(one, scratch / name))
+        results = _finished(hwa.train(one, scratch / "-".join(map(str, point.values()))))
     except UserError as error:
         if "not finite" not in str(error):
             raise
-        return {"accuracy": 0.0, "nll": None, "note": str(error)}
+        return {name: 0.0 for name in _TUNED[point["kind"]]} | {"note": str(error)}
     shutil.rmtree(scratch, ignore_errors=True)
-    return {name: results["final"]["outer"]["validation"][name] for name in ("accuracy", "nll")}
+    return {name: results["final"][weights]["validation"]["accuracy"] for name, weights in _TUNED[point["kind"]].items()}
 
 
-def _best(rows):
-    def mean_accuracy(setting):
-        found = [row["accuracy"] for row in rows if (row["learning_rate"], row["weight_decay"]) == setting]
-        return sum(found) / len(found)
-
-    best = max({(row["learning_rate"], row["weight_decay"]): None for row in rows}, key=mean_accuracy)
-    return dict(zip(("learning_rate", "weight_decay"), best))
+def _best(rows, name):
+    """The rate and weight decay with the best mean accuracy over the tuning seeds."""
+    accuracies = {}
+    for row in rows:
+        if name in row:
+            accuracies.setdefault((row["learning_rate"], row["weight_decay"]), []).append(row[name])
+    return _fields(max(accuracies, key=lambda point: sum(accuracies[point]) / len(accuracies[point])))
 
 
 def _train(config, trajectory, scratch):

@@ -69,7 +69,6 @@ class _Cells:
 
     def __init__(self, cells, main):
         self._cells = cells
-        self.main = main
         self.num_replicas, self.sync_period, self.num_train = main["num_replicas"], main["sync_period"], main["num_train"]
         kinds = {(cell["optimizer"], cell["schedule"]): None for cell in cells}
         self.kinds = [kind for kind in kinds if self.get("hwa", *kind)]
@@ -85,8 +84,10 @@ class _Cells:
         wanted |= {"method": method, "optimizer": optimizer, "schedule": schedule} | fields
         return {c["seed"]: c for c in self._cells if all(c[name] == value for name, value in wanted.items())}
 
-    def values(self, field) -> list:
-        return sorted({cell[field] for cell in self._cells if cell["method"] == "hwa"})
+    def values(self, field, optimizer, schedule) -> list:
+        """Values of a field in the HWA cells of an optimizer and schedule, ascending."""
+        wanted = ("hwa", optimizer, schedule)
+        return sorted({c[field] for c in self._cells if (c["method"], c["optimizer"], c["schedule"]) == wanted})
 
 
 def _difference(ours, theirs, measure: Callable[[Mapping], float]) -> Interval | None:
@@ -157,18 +158,18 @@ def _no_schedule(cells):
 
 
 def _low_frequency(cells):
-    """H4: HWA at a long period against synchronization after every step, and what is communicated."""
-    kind = cells.main["optimizer"], cells.main["schedule"]
-    for period in cells.values("sync_period"):
-        ours = cells.get("hwa", *kind, sync_period=period)
-        every = cells.get("hwa", *kind, sync_period=min(cells.values("sync_period")))
-        if ours and every and period != min(cells.values("sync_period")):
-            sent = format_bytes(next(iter(ours.values()))["bytes_communicated"])
-            reference = format_bytes(next(iter(every.values()))["bytes_communicated"])
-            yield from _points(
-                "H4", f"HWA at H={period} ({sent}) - HWA at H={min(cells.values('sync_period'))} ({reference})",
-                _setting(*kind), ours, every,
-            )
+    """H4: HWA at a long period against synchronization at the shortest one, and what is communicated."""
+    for kind in cells.kinds:
+        periods = cells.values("sync_period", *kind)
+        shortest = cells.get("hwa", *kind, sync_period=periods[0])
+        for period in periods[1:]:
+            ours = cells.get("hwa", *kind, sync_period=period)
+            text = f"HWA at H={period} ({_sent(ours)}) - HWA at H={periods[0]} ({_sent(shortest)})"
+            yield from _points("H4", text, _setting(*kind), ours, shortest)
+
+
+def _sent(cells):
+    return format_bytes(next(iter(cells.values()))["bytes_communicated"]) if cells else "not run"
 
 
 def _stability(cells):
@@ -191,13 +192,12 @@ def _unsteadiness(cell):
 
 def _sizes(cells):
     """H10: the gain over plain training at every training-set size."""
-    kind = cells.main["optimizer"], cells.main["schedule"]
-    if len(cells.values("num_train")) < 2:
-        return
-    for size in cells.values("num_train"):
-        hwa = cells.get("hwa", *kind, num_train=size)
-        for compute, basis in ((False, "equal steps"), (True, "equal compute")):
-            yield from _points(
-                "H10", f"HWA - plain, {basis}", f"{_setting(*kind)}, {size} images", hwa,
-                cells.get("plain", *kind, compute=compute, num_train=size),
-            )
+    for kind in cells.kinds:
+        sizes = cells.values("num_train", *kind)
+        for size in sizes if len(sizes) > 1 else ():
+            hwa = cells.get("hwa", *kind, num_train=size)
+            for compute, basis in ((False, "equal steps"), (True, "equal compute")):
+                yield from _points(
+                    "H10", f"HWA - plain, {basis}", f"{_setting(*kind)}, {size} images", hwa,
+                    cells.get("plain", *kind, compute=compute, num_train=size),
+                )
