@@ -21,7 +21,7 @@ from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.training.config import default_config
 from hwa_jax.training.setup import prepare
 
-PROGRAM = Path(__file__).parent.parent / "experiments" / "evaluate.py"
+PROGRAM = Path(__file__).resolve().parent.parent / "experiments" / "evaluate.py"
 
 
 def tiny_config():
@@ -242,7 +242,7 @@ def test_networks_leave_the_arrays_of_the_caller_alone(run):
 
 
 def program(*arguments):
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"PYTHONPATH": str(PROGRAM.parents[1])}
     return subprocess.run([sys.executable, PROGRAM, *arguments], capture_output=True, text=True, env=environment)
 
 
