@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from hwa_jax.paths import leaf_name
+
 
 def replicate(tree: Any, n: int) -> Any:
     """N equal copies of a tree: every leaf [...] becomes [n, ...], dtypes kept.
@@ -79,8 +81,8 @@ def count(stacked: Any) -> int:
     for path, leaf in leaves:
         if not jnp.shape(leaf) or jnp.shape(leaf)[:1] != first:
             raise ValueError(
-                f"leaf {_name(path)} has shape {jnp.shape(leaf)}: every leaf of a stacked tree has the number of "
-                f"particles in front, {_name(leaves[0][0])} has shape {jnp.shape(leaves[0][1])}"
+                f"leaf {leaf_name(path)} has shape {jnp.shape(leaf)}: every leaf of a stacked tree has the number of "
+                f"particles in front, {leaf_name(leaves[0][0])} has shape {jnp.shape(leaves[0][1])}"
             )
     return first[0]
 
@@ -104,7 +106,7 @@ def mean(stacked: Any) -> Any:
     def leaf_mean(path, leaf):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(f"particles.mean: leaf {_name(path)} has dtype {dtype}; only floating leaves have a mean")
+            raise TypeError(f"particles.mean: leaf {leaf_name(path)} has dtype {dtype}; only floating leaves have a mean")
         return jnp.mean(leaf, axis=0, dtype=jnp.promote_types(dtype, jnp.float32)).astype(dtype)
 
     return jax.tree_util.tree_map_with_path(leaf_mean, stacked)
@@ -239,9 +241,5 @@ def _require_same(first, other, index):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(other)):
         a, b = jnp.asarray(a), jnp.asarray(b)
         if (a.shape, a.dtype) != (b.shape, b.dtype):
-            raise ValueError(f"stack: leaf {_name(path)} of tree {index} is {b.dtype}{list(b.shape)}, "
+            raise ValueError(f"stack: leaf {leaf_name(path)} of tree {index} is {b.dtype}{list(b.shape)}, "
                              f"of tree 0 {a.dtype}{list(a.shape)}")
-
-
-def _name(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"

@@ -1,14 +1,13 @@
 """Optimizers and learning-rate schedules from a configuration."""
 
 import difflib
-import re
 from typing import Any, NamedTuple
 
-import jax
 import optax
 from optax import contrib
 
 from hwa_jax.errors import UserError
+from hwa_jax.paths import matching
 from hwa_jax.training.duration import Duration
 
 SCHEDULES = ("constant", "cosine", "step")
@@ -147,29 +146,3 @@ def _base_optimizer(config, schedule):
     if not isinstance(optimizer, optax.GradientTransformation):
         raise UserError(f"optimizer.name={config.name!r}: is no optimizer of optax; give one, adamw for example")
     return optimizer
-
-
-def matching(pattern: str, params: Any, field: str = "pattern") -> Any:
-    """A tree of bools: the leaves whose "/"-joined path the regular expression is found in.
-
-    Raises:
-        UserError: a pattern that is no regular expression or matches nothing.
-
-    Example:
-        >>> matching("kernel$", {"dense": {"bias": 0, "kernel": 0}})
-        {'dense': {'bias': False, 'kernel': True}}
-    """
-    try:
-        found = jax.tree_util.tree_map_with_path(
-            lambda path, _: re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None, params
-        )
-    except re.error as error:
-        raise UserError(f"{field}={pattern!r} is no regular expression: {error}") from error
-    if not any(jax.tree.leaves(found)):
-        raise UserError(f"{field}={pattern!r} matches no parameter; paths look like {_example_path(params)}")
-    return found
-
-
-def _example_path(params):
-    path = jax.tree_util.tree_leaves_with_path(params)[0][0]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
