@@ -269,7 +269,7 @@ class _Hwa:
         save_weights(workdir.path / "hwa.safetensors", *weights["hwa"], {"weights": "hwa", **facts, **description(setup)})
         results = {**facts, **communication(setup, state), "seconds": self._session.clock.seconds()}
         workdir.write_results(results)
-        return results
+        return workdir.results()
 
 
 def average_metrics(metrics: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -249,7 +249,7 @@ def _mesh(config):
     devices = jax.devices()
     wanted = config.num_devices or len(devices)
     if wanted > len(devices):
-        raise UserError(f"num_devices={wanted}: JAX sees {len(devices)}")
+        raise UserError(f"num_devices={wanted}: JAX sees {len(devices)} devices, give at most {len(devices)}")
     if config.hwa.num_replicas % wanted:
         raise UserError(
             f"hwa.num_replicas={config.hwa.num_replicas}: must be a multiple of the {wanted} devices; set num_devices to a divisor"

@@ -1,0 +1,48 @@
+"""Programs of experiments/ run inside the test's process, through the same flags and the same end."""
+
+import contextlib
+import io
+import logging
+import pathlib
+import runpy
+import sys
+from typing import NamedTuple
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Ended(NamedTuple):
+    """How a program ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def call(program, *arguments):
+    """Runs experiments/PROGRAM with these arguments; flags, log handlers and argv are as before afterwards.
+
+    An exception that the program does not turn into an exit passes.
+    """
+    app.define_help_flags()
+    known, argv, verbosity = set(flags.FLAGS), sys.argv, absl_logging.get_verbosity()
+    handlers = {logger: list(logger.handlers) for logger in map(logging.getLogger, ("hwa_jax", None))}
+    sys.argv = [str(ROOT / "experiments" / program), *map(str, arguments)]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        raise AssertionError(f"{program} did not exit")
+    except SystemExit as ended:
+        return Ended(ended.code or 0, stdout.getvalue(), stderr.getvalue())
+    finally:
+        sys.argv = argv
+        absl_logging.set_verbosity(verbosity)
+        for logger, before in handlers.items():
+            logger.handlers[:] = before
+        sys.modules.pop("config_config", None)  # where config_flags loads every configuration file
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)

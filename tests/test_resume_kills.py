@@ -1,0 +1,157 @@
+"""SIGKILL and SIGTERM in every phase of a training: the same command again ends where an uninterrupted run ends."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from programs import ROOT
+from training_runs import SMALL, checkpoint, compilation_cache_dir, exported, rows  # noqa: F401
+
+PHASES = ("step", "inner evaluation", "synchronization", "push", "evaluation", "log", "checkpoint")
+# A small part of everything: statistics to average, momentum, an exponential average, a partial last cycle.
+FIELDS = {
+    **SMALL, "model.norm": "batch", "optimizer.momentum": 0.9, "training.ema_decay": 0.9, "training.duration": "14 steps",
+    "evaluation.every": "4 steps", "checkpoint.every": "3 steps", "logging.every": "2 steps", "logging.tensorboard": True,
+}
+
+
+@pytest.fixture(scope="module")
+def command(compilation_cache_dir):  # noqa: F811
+    """The command of the run, less its work directory; and its environment."""
+    environment = {
+        **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache_dir), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT),
+    }
+    fields = [f"--config.{field}={value}" for field, value in FIELDS.items()]
+    return [sys.executable, str(ROOT / "tests" / "killed_training.py"), f"--config={ROOT}/configs/hwa_digits.py", *fields], environment
+
+
+class Child:
+    """The training as a child process that waits before and after every step and event."""
+
+    def __init__(self, command, directory):
+        arguments, environment = command
+        self.process = subprocess.Popen(
+            [*arguments, f"--workdir={directory}"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+
+    def wait_for(self, moment, phase, least):
+        """Lets it go until `moment` ("enter" or "exit") of `phase` after at least so many steps; returns the step."""
+        for line in self.process.stdout:
+            said, *name, done = line.split()
+            if (said, " ".join(name)) == (moment, phase) and int(done) >= least:
+                return int(done)
+            self.go()
+        raise AssertionError(f"ended with {self.process.wait()} before it could {moment} {phase} after step {least}")
+
+    def go(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def kill(self):
+        """Ends it without warning."""
+        self.process.kill()
+        self._end()
+
+    def finish(self):
+        """Lets it go on to its end; returns the exit code."""
+        self.process.stdin.close()
+        self.process.stdout.read()
+        return self._end()
+
+    def _end(self):
+        code = self.process.wait()
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert Child(command, directory).finish() == 0
+    assert len(rows(directory, kind="push")) == 4 and len(rows(directory, kind="train")) == 7
+    return directory
+
+
+def assert_same_run(directory, uninterrupted):
+    mine, theirs = exported(directory), exported(uninterrupted)
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint(directory), checkpoint(uninterrupted))
+    assert rows(directory) == rows(uninterrupted)
+
+
+def kill_once(command, directory, phase, moment, least, rng):
+    """One start that is killed before, within or after a phase; the step at which it was."""
+    child = Child(command, directory)
+    done = child.wait_for("enter" if moment == "within" else moment, phase, least)
+    if moment == "within":
+        child.go()
+        time.sleep(rng.uniform(0, 0.02))
+    child.kill()
+    return done
+
+
+def run_through(command, directory, kills, seed):
+    """Kills the training at the given (phase, moment), one start each, then lets it finish."""
+    rng, hit, least = random.Random(seed), [], 1
+    for phase, moment in kills:
+        done = kill_once(command, directory, phase, moment, least, rng)
+        hit.append(phase)
+        # Back and forth: sometimes at once after the resume, sometimes further on.
+        least = min(done + rng.randint(-2, 3), 8)
+    assert Child(command, directory).finish() == 0
+    return hit
+
+
+def test_kills_while_something_is_written(command, uninterrupted, tmp_path):
+    kills = [("push", "within"), ("checkpoint", "within"), ("evaluation", "exit")]
+    assert run_through(command, tmp_path / "run", kills, seed=0) == [phase for phase, _ in kills]
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_kills_in_every_phase(command, uninterrupted, tmp_path, seed):
+    kills = [(phase, moment) for phase in PHASES for moment in ("enter", "within", "exit")]
+    random.Random(seed).shuffle(kills)
+    chosen = kills[:7] + [(phase, "within") for phase in PHASES]
+    hit = run_through(command, tmp_path / "run", chosen, seed)
+    assert set(hit) == set(PHASES)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.slow
+def test_kills_at_seeded_times(command, uninterrupted, tmp_path):
+    rng, codes = random.Random(1), []
+    while not codes or codes[-1] != 0:
+        child = Child(command, tmp_path / "run")
+        child.wait_for("enter", "step", 1)
+        child.process.stdin.close()
+        try:
+            child.process.wait(rng.uniform(0, 0.6))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+        codes.append(child._end())
+        assert len(codes) < 60
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_makes_a_checkpoint(command, uninterrupted, tmp_path, number):
+    child = Child(command, tmp_path / "run")
+    child.wait_for("enter", "step", 7)
+    child.process.send_signal(number)
+    assert child.finish() == 143
+    # The step that was running is finished, and nothing of it is lost.
+    assert int(checkpoint(tmp_path / "run").step) == 7
+    assert Child(command, tmp_path / "run").finish() == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
