@@ -8,7 +8,7 @@ Interrupted, the same command continues; trainings that have finished are not ru
 from absl import flags
 from ml_collections import config_flags
 
-from hwa_jax.algorithms import hwa_comparison
+from hwa_jax.algorithms import hwa_comparison, hwa_tuning
 from hwa_jax.report.comparison import write_comparison
 from hwa_jax.report.comparison_tables import summary_table
 from hwa_jax.training import program
@@ -24,7 +24,7 @@ def main() -> None:
     program.enable_compilation_cache(f"{directory}.compiled")
     cells = hwa_comparison.run(config, directory, overwrite=_OVERWRITE.value)
     report = write_comparison(cells, directory, title=config.title, meta={
-        "description": config.description, "command": program.command_line(), "chosen by tuning": hwa_comparison.tuned(directory),
+        "description": config.description, "command": program.command_line(), "chosen by tuning": hwa_tuning.tuned(directory),
     })
     print(summary_table(cells))
     print(f"\nreport with plots: {report}")

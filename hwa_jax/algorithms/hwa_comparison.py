@@ -27,11 +27,12 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import hwa
+from hwa_jax.algorithms.hwa_tuning import finished, training_of, tune
 from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic, json_lines
 from hwa_jax.training.config import default_config
 from hwa_jax.training.duration import Duration
-from hwa_jax.training.setup import Setup, prepare
+from hwa_jax.training.setup import prepare
 from hwa_jax.training.workdir import Workdir, read_json
 
 # Fields that only add or remove trainings, so that finished ones stay valid.
@@ -58,10 +59,6 @@ _KINDS = {
     "lookahead": _Kind({"lookahead": "slow"}, "equal_steps", "plain"),
     "sam": _Kind({"sam": "outer"}, "both", "plain", gradients=2),
 }
-# What tuning trains, and for which of its weights it chooses.
-_TUNED = {"plain": {"plain": "outer", "offline": "hwa"}, "hwa": {"hwa": "hwa"}}
-
-
 def default_comparison() -> ConfigDict:
     """All fields of a comparison; `base` is the configuration of one training.
 
@@ -126,7 +123,8 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
     if unknown:
         raise UserError(f"trajectories={unknown[0]!r}: give some of {', '.join(_KINDS)}")
     with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
-        planned = list(trajectories(config, _tune(config, workdir.path)))
+        workdir.record()
+        planned = list(trajectories(config, tune(config, workdir.path)))
         (workdir.path / "cells").mkdir(exist_ok=True)
         cells = []
         for number, trajectory in enumerate(planned, 1):
@@ -136,11 +134,6 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
                 atomic.write_json(path, _train(config, trajectory, workdir.path / "scratch"))
             cells.extend(read_json(path))
         return cells
-
-
-def tuned(directory: str | pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
-    """What tuning chose: "optimizer/schedule" -> for whom -> learning rate and weight decay; tuning.json has the grid."""
-    return read_json(pathlib.Path(directory) / "tuning.json")["chosen"]
 
 
 def trajectories(config: ConfigDict, chosen: dict[str, dict[str, dict[str, float]]]) -> Iterator[Trajectory]:
@@ -171,7 +164,7 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
             return
         if weights is _PLAIN:
             weights = _PLAIN | _OFFLINE
-    one = _training(config, kind, optimizer, schedule, seed)
+    one = training_of(config, kind, optimizer, schedule, seed)
     one.optimizer.update(settings[tuned_for])
     if "ema" not in weights:
         one.training.ema_decay = 0.0
@@ -190,86 +183,15 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
     yield Trajectory(name, one, weights, comparison, gradients)
 
 
-def _training(config, kind, optimizer, schedule, seed):
-    one = ConfigDict(config.base.to_dict())
-    one.seed, one.schedule.name, one.optimizer.name = seed, schedule, optimizer
-    if kind != "hwa":
-        one.hwa.num_replicas = 1
-    if kind in ("lookahead", "sam"):
-        one.optimizer.wrapper = kind
-    return one
-
-
 def _times(duration, factor):
     value = Duration.parse(duration)
     return f"{value.value * factor:g} {value.unit}"
 
 
-def _tune(config, directory):
-    path = directory / "tuning.json"
-    stored = read_json(path) or {"grid": [], "chosen": {}}
-    for optimizer, schedule in itertools.product(config.optimizers, config.schedules):
-        settings = config.optimizers[optimizer]
-        grid = list(itertools.product(settings.learning_rates, settings.weight_decays))
-        key = f"{optimizer}/{schedule}"
-        if len(grid) == 1:
-            stored["chosen"][key] = {
-                name: _fields(grid[0]) for found in _TUNED.values() for name in found
-            }
-        while key not in stored["chosen"]:
-            missing = _missing_points(stored["grid"], config, grid, optimizer, schedule)
-            if missing:
-                _logger.info("tuning, %d to go: %s", len(missing), missing[0])
-                stored["grid"].append(missing[0] | _validation(config, missing[0], directory / "scratch"))
-            else:
-                rows = [row for row in stored["grid"] if (row["optimizer"], row["schedule"]) == (optimizer, schedule)]
-                stored["chosen"][key] = {name: _best(rows, name) for found in _TUNED.values() for name in found}
-            atomic.write_json(path, stored)
-    atomic.write_json(path, stored)
-    return stored["chosen"]
-
-
-def _missing_points(rows, config, grid, optimizer, schedule):
-    points = [
-        {"kind": kind, "optimizer": optimizer, "schedule": schedule, **_fields(point), "seed": seed}
-        for kind, point, seed in itertools.product(_TUNED, grid, config.tuning_seeds)
-    ]
-    return [point for point in points if not any(point.items() <= row.items() for row in rows)]
-
-
-def _fields(point):
-    return dict(zip(("learning_rate", "weight_decay"), point))
-
-
-def _validation(config, point, scratch):
-    """For whom -> validation accuracy of one point of the grid; 0 where the training diverged."""
-    one = _training(config, point["kind"], point["optimizer"], point["schedule"], point["seed"])
-    one.optimizer.update({name: point[name] for name in ("learning_rate", "weight_decay")})
-    one.training.ema_decay = 0.0
-    one.evaluation.every = one.training.duration
-    try:
-        results = _finished(hwa.train(one, scratch / "-".join(map(str, point.values()))))
-    except UserError as error:
-        if "not finite" not in str(error):
-            raise
-        return {name: 0.0 for name in _TUNED[point["kind"]]} | {"note": str(error)}
-    shutil.rmtree(scratch, ignore_errors=True)
-    return {name: results["final"][weights]["validation"]["accuracy"] for name, weights in _TUNED[point["kind"]].items()}
-
-
-def _best(rows, name):
-    """The rate and weight decay with the best mean accuracy over the tuning seeds."""
-    accuracies = {}
-    for row in rows:
-        if name in row:
-            accuracies.setdefault((row["learning_rate"], row["weight_decay"]), []).append(row[name])
-    return _fields(max(accuracies, key=lambda point: sum(accuracies[point]) / len(accuracies[point])))
-
-
 def _train(config, trajectory, scratch):
     setup = prepare(trajectory.config)
     directory = scratch / trajectory.name
-    results = _finished(hwa.run(setup, directory))
+    results = finished(hwa.run(setup, directory))
     figures = _figures(setup, directory, results)
     if "uniform" in trajectory.weights.values():
         start = Duration.parse(config.uniform_start, "uniform_start").steps(setup.periods.epoch, setup.periods.total)
@@ -277,12 +199,6 @@ def _train(config, trajectory, scratch):
     cells = [_cell(setup, trajectory, results, method, figures[name]) for method, name in trajectory.weights.items()]
     shutil.rmtree(scratch, ignore_errors=True)
     return cells
-
-
-def _finished(results):
-    if results is None:
-        raise UserError("stopped by a signal: the same command continues")
-    return results
 
 
 def _figures(setup, directory, results):

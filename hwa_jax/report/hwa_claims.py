@@ -3,6 +3,7 @@
 Numbered as in the results: H1 to H4 and H8 to H10. A claim's effect is positive where the claim holds.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -187,7 +188,8 @@ def _stability(cells):
 
 def _unsteadiness(cell):
     curve = [point["accuracy"] for point in cell["curve"]]
-    return 100 * float(np.std(curve[len(curve) // 2:], ddof=1))
+    late = curve[len(curve) // 2:]
+    return 100 * float(np.std(late, ddof=1)) if len(late) > 1 else math.nan
 
 
 def _sizes(cells):
