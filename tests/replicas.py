@@ -1,5 +1,7 @@
 """Replicas for tests: every way of running K of them, and their averaging in float64 NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,10 +91,16 @@ def start(layout, tx, params):
     return tx.init(params) if LAYOUTS[layout][0] is None else jax.vmap(tx.init)(params)
 
 
+@functools.cache
+def compiled(layout, tx):
+    """The step of K stacked replicas, traced and compiled once for every (layout, tx)."""
+    step = LAYOUTS[layout][1](one_step(tx))
+    return step if layout == "pmap" else jax.jit(step)
+
+
 def run(layout, tx, params, data, num_steps):
     """The weights after every step, NumPy leaves [K, ...], and the last state."""
-    step = LAYOUTS[layout][1](one_step(tx))
-    step = step if layout == "pmap" else jax.jit(step)
+    step = compiled(layout, tx)
     params, data = place(layout, params), place(layout, data)
     state, trajectory = start(layout, tx, params), []
     for _ in range(num_steps):

@@ -31,7 +31,7 @@ def _train(tx, lift, params, stacked_init, steps=12):
     return seen
 
 
-@pytest.mark.parametrize("layout", ONE_REPLICA)
+@pytest.mark.parametrize("layout", ["vmap", pytest.param("shard_map", marks=pytest.mark.slow), "stacked"])
 def test_one_replica_is_the_plain_optimizer_to_the_last_bit(layout):
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(1, 1000)).astype(np.float32), "b": rng.normal(size=(1, 1000)).astype(ml_dtypes.bfloat16)}
@@ -52,7 +52,9 @@ def test_one_replica_where_adding_the_difference_would_round_otherwise():
     np.testing.assert_array_equal(p + tx.update(u, tx.init(p), p)[0], p + u)
 
 
-@pytest.mark.parametrize("layout", ["vmap", "shard_map", "vmap in shard_map", "stacked"])
+@pytest.mark.parametrize(
+    "layout", [name if name == "vmap in shard_map" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
 def test_a_period_longer_than_training_leaves_replicas_independent(layout):
     params, data = problem(dtype=np.float32)
     tx = optax.chain(optax.adam(0.1), hwa_jax.online_average(7, LAYOUTS[layout][0]))

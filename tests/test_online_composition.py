@@ -72,7 +72,7 @@ def test_multi_steps_stays_inside_and_counts_micro_steps():
     assert_close(_last(tx, 2 * STEPS), _wanted(inner="momentum"), 1e-14)
 
 
-@pytest.mark.parametrize("layout", ["shard_map", "vmap in shard_map"])
+@pytest.mark.parametrize("layout", [pytest.param("shard_map", marks=pytest.mark.slow), "vmap in shard_map"])
 def test_a_replica_that_skips_a_bad_step_still_meets_the_others(layout):
     # A skip that depends on data belongs inside; the average around it keeps everybody's count.
     params, data = problem()

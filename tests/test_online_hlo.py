@@ -7,7 +7,7 @@ import optax
 import pytest
 from hlo import collectives, computations
 from jax.sharding import NamedSharding, PartitionSpec
-from replicas import LAYOUTS, one_step, place, problem, start
+from replicas import LAYOUTS, compiled, one_step, place, problem, start
 
 from hwa_jax import online_average, with_online_average
 from hwa_jax.particles import device_mesh, vectorize
@@ -17,8 +17,7 @@ NESTED = ("device", "particle")
 
 def _compiled(layout, tx, lift=None, num_replicas=8, dtype=np.float32):
     params, data = (place(layout, tree) for tree in problem(num_replicas, dtype))
-    step = (lift or LAYOUTS[layout][1])(one_step(tx))
-    step = step if layout == "pmap" else jax.jit(step)
+    step = jax.jit(lift(one_step(tx))) if lift else compiled(layout, tx)
     return step.lower(params, start(layout, tx, params), data).compile().as_text()
 
 

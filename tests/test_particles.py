@@ -70,7 +70,7 @@ def test_a_tree_that_is_not_stacked(function):
         function({})
 
 
-@given(num=st.integers(1, 9), seed=st.integers(0, 1000))
+@given(num=st.sampled_from([1, 2, 7]), seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=25)
 def test_mean_and_spread_of_numpy(num, seed):
     rng = np.random.default_rng(seed)

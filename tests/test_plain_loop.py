@@ -92,5 +92,8 @@ def test_a_plain_loop(train):
     for other in others:  # step 60 was an average
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
-    params, _ = train(55)  # step 55 was not
+
+
+def test_replicas_of_a_plain_loop_differ_between_averages():
+    params, _ = train_dictionary(5)
     assert max(float(np.ptp(leaf, axis=0).max()) for leaf in jax.tree.leaves(params)) > 1e-3
