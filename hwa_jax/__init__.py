@@ -17,6 +17,8 @@ from hwa_jax.offline import uniform_average as uniform_average
 from hwa_jax.online import online_average as online_average
 from hwa_jax.online import synchronize as synchronize
 from hwa_jax.online import with_online_average as with_online_average
+from hwa_jax.sparsity import masks as masks
+from hwa_jax.sparsity.update import sparse_update as sparse_update
 
 __version__ = "0.1.0"
 

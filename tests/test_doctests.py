@@ -24,7 +24,10 @@ def test_examples(name):
     assert doctest.testmod(module).failed == 0
 
 
-@pytest.mark.parametrize("name", ["online", "offline", "particles", "batch_stats", "replica_mean"])
+@pytest.mark.parametrize("name", [
+    "online", "offline", "particles", "batch_stats", "replica_mean", "paths",
+    "sparsity.masks", "sparsity.checks", "sparsity.pruners", "sparsity.selection", "sparsity.update",
+])
 def test_every_public_function_of_the_core_has_an_example(name):
     module = importlib.import_module(f"hwa_jax.{name}")
     without = [
