@@ -39,10 +39,12 @@ def call(program, *arguments):
     except SystemExit as ended:
         return Ended(ended.code or 0, stdout.getvalue(), stderr.getvalue())
     finally:
-        sys.argv = argv
         absl_logging.set_verbosity(verbosity)
         for logger, before in handlers.items():
             logger.handlers[:] = before
         sys.modules.pop("config_config", None)  # where config_flags loads every configuration file
         for name in set(flags.FLAGS) - known:
-            delattr(flags.FLAGS, name)
+            # Flags of libraries that were imported on the way stay, as the libraries do.
+            if name.startswith("config.") or flags.FLAGS.find_module_defining_flag(name) not in sys.modules:
+                delattr(flags.FLAGS, name)
+        sys.argv = argv

@@ -40,6 +40,8 @@ class Session:
         workdir.record()
         self.clock = Clock(seconds)
         self._writer = MetricsWriter(workdir.path, first=self.first, tensorboard=setup.config.logging.tensorboard)
+        if self.first:
+            _logger.info("resuming from the checkpoint of step %d", self.first)
         self._bar = progress_bar(setup.periods.total, self.first, str(setup.config.model.name))
         self._batch_key, self._noise_key = setup.keys()
         self._epoch_indices, self._indices, self._done = setup.make_epoch_indices(), None, self.first
@@ -56,7 +58,6 @@ class Session:
                 f"training.duration={self.setup.config.training.duration!r} is {self.setup.periods.total} steps, "
                 f"but the run has already done {restored.step}: give a longer one"
             )
-        _logger.info("resuming from the checkpoint of step %d", restored.step)
         # A resume from an older checkpoint must not leave a newer one to be found next time.
         self._checkpoints.truncate(after=restored.step)
         return self.setup.place(restored.tree), restored.step, restored.metadata["seconds"]
