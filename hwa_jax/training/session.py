@@ -8,6 +8,7 @@ import numpy as np
 
 from hwa_jax.errors import UserError
 from hwa_jax.storage.checkpoint import CheckpointStore
+from hwa_jax.storage.json_lines import read_json_lines
 from hwa_jax.training.clock import Clock
 from hwa_jax.training.metrics import MetricsWriter, progress_bar
 from hwa_jax.training.setup import Setup
@@ -37,6 +38,8 @@ class Session:
         self.setup = setup
         self._checkpoints = CheckpointStore(workdir.path / "checkpoints", keep=setup.config.checkpoint.keep)
         self.state, self.first, seconds = self._start()
+        # A damaged log is refused before anything is written.
+        read_json_lines(workdir.path / "metrics.jsonl")
         workdir.record()
         self.clock = Clock(seconds)
         self._writer = MetricsWriter(workdir.path, first=self.first, tensorboard=setup.config.logging.tensorboard)
