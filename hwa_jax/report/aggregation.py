@@ -133,7 +133,7 @@ def _rows(cells):
             seeds[cell["seed"]] = cell
     rows = [
         Row(method, comparison, _label(method, settings, groups), members, _measure(members))
-        for (comparison, method, settings), members in groups.items()
+        for (comparison, method, settings), members in sorted(groups.items(), key=_setting_values)
     ]
     return tuple(_compare(row, rows) for row in sorted(rows, key=_position))
 
@@ -160,6 +160,11 @@ def _label(method, settings, groups):
     ]
     name = method_named(method).name
     return f"{name} ({', '.join(varying)})" if varying else name
+
+
+def _setting_values(group):
+    (_, _, settings), _ = group
+    return [value or 0 for _, value in settings]
 
 
 def _position(row):
