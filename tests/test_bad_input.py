@@ -297,7 +297,8 @@ def test_a_full_disk(tmp_path):
 @pytest.mark.parametrize("fields", [{"hwa.num_replicas": 0}, {"optimizer.wrapper": "swa"}, {"hwa.num_replica": 3}], ids=str)
 def test_as_a_process(tmp_path, fields):
     command = [sys.executable, "experiments/train_hwa.py", f"--config={DIGITS}", f"--workdir={tmp_path}/run", *overrides(fields)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stdout == ""
     [line] = ended.stderr.splitlines()
     assert line.startswith("error: ")

@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hwa_jax.errors import UserError
@@ -38,6 +38,7 @@ def test_epochs_round_halves_up(whole, hundredths, unit, steps_per_epoch):
 
 
 @given(st.integers(0, 100), st.integers(1, 10**6))
+@example(50, 510511)
 def test_percent_is_of_the_whole_training(percent, total):
     assert Duration.parse(f"{percent}%").steps(7, total) == (percent * total + 50) // 100
 

@@ -59,5 +59,6 @@ class Duration:
         """
         if self.unit == "percent" and total_steps is None:
             raise ValueError("percent of what? pass total_steps")
-        scale = {"steps": 1, "epochs": steps_per_epoch, "percent": (total_steps or 0) / 100}[self.unit]
-        return int(self.value * scale + 0.5)
+        if self.unit == "percent":
+            return int(self.value * total_steps / 100 + 0.5)
+        return int(self.value * (steps_per_epoch if self.unit == "epochs" else 1) + 0.5)
