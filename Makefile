@@ -21,7 +21,7 @@ test-all: .venv/dev.stamp  ## Run the fast and the slow tests
 	@$(BIN)/python -m pytest -q -n 2 -m ""
 
 clean:  ## Remove .venv, runs/demo and what builds and tests leave behind
-	@rm -rf .venv runs/demo build dist *.egg-info .pytest_cache .hypothesis
+	@rm -rf .venv runs/demo runs/demo.compiled build dist *.egg-info .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/dev.stamp: EXTRAS := [dev]

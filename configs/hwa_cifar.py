@@ -14,7 +14,9 @@ _LEARNING_RATE = {"resnet20": 0.1, "resnet56": 0.1, "wrn-28-10": 0.1, "vgg16": 0
 
 
 def get_config(experiment="cifar10,resnet20"):
-    dataset, model = experiment.split(",")
+    dataset, _, model = experiment.partition(",")
+    if model not in _LEARNING_RATE:
+        raise ValueError(f"hwa_cifar.py:{experiment}: write DATASET,MODEL with one of {', '.join(_LEARNING_RATE)}")
     config = default_config()
     config.data.update({"name": dataset, "validation_fraction": 0.1, "crop_padding": 4, "flip": True})
     config.model.name = model

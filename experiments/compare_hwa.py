@@ -23,8 +23,9 @@ def main() -> None:
     config, directory = _CONFIG.value, _WORKDIR.value
     program.enable_compilation_cache(f"{directory}.compiled")
     cells = hwa_comparison.run(config, directory, overwrite=_OVERWRITE.value)
-    report = write_comparison(cells, directory, title=config.title, meta={
-        "description": config.description, "command": program.command_line(), "chosen by tuning": hwa_tuning.tuned(directory),
+    tuned = hwa_tuning.tuned(directory)
+    report = write_comparison(cells, directory, title=config.title, tuning=tuned["grid"], meta={
+        "description": config.description, "command": program.command_line(), "chosen by tuning": tuned["chosen"],
     })
     print(summary_table(cells))
     print(f"\nreport with plots: {report}")

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hwa_jax.replica_mean import accumulator, is_averaged
+
 
 class Average(NamedTuple):
     """An average over time as three pure functions that can be jitted, vmapped and sharded.
@@ -121,14 +123,14 @@ def sliding_window(size: int) -> Average:
     def init(params):
         # The initial parameters wait in slot 0, where the first update replaces them.
         def first(p):
-            return jnp.zeros((size, *jnp.shape(p)), jnp.result_type(p)).at[0].set(p) if _is_float(p) else jnp.array(p)
+            return jnp.zeros((size, *jnp.shape(p)), jnp.result_type(p)).at[0].set(p) if is_averaged(p) else jnp.array(p)
 
         return SlidingWindowState(jnp.zeros([], jnp.int32), jax.tree.map(first, params))
 
     def update(state, params):
         slot = state.count % size
         members = jax.tree.map(
-            lambda held, p: held.at[slot].set(jnp.asarray(p, held.dtype)) if _is_float(p) else jnp.array(p),
+            lambda held, p: held.at[slot].set(jnp.asarray(p, held.dtype)) if is_averaged(p) else jnp.array(p),
             state.members, params,
         )
         return SlidingWindowState(state.count + 1, members)
@@ -137,10 +139,10 @@ def sliding_window(size: int) -> Average:
         filled = jnp.clip(state.count, 1, size)
 
         def mean(held):
-            if not _is_float(held):
+            if not is_averaged(held):
                 return held
             present = (jnp.arange(size) < filled).reshape((size,) + (1,) * (held.ndim - 1))
-            return jnp.where(present, held, 0).sum(0, dtype=_accumulator(held)) / filled.astype(_accumulator(held))
+            return jnp.where(present, held, 0).sum(0, dtype=accumulator(held)) / filled.astype(accumulator(held))
 
         return jax.tree.map(mean, state.members)
 
@@ -151,14 +153,14 @@ def _running_mean(weight):
     """An `Average` that moves by weight(count) of the way to the newest parameters."""
 
     def init(params):
-        mean = jax.tree.map(lambda p: jnp.array(p, _accumulator(p) if _is_float(p) else None), params)
+        mean = jax.tree.map(lambda p: jnp.array(p, accumulator(p) if is_averaged(p) else None), params)
         return MeanState(jnp.zeros([], jnp.int32), mean)
 
     def update(state, params):
         count = state.count + 1
 
         def move(mean, p):
-            if not _is_float(p):
+            if not is_averaged(p):
                 return jnp.array(p)
             p, share = jnp.asarray(p, mean.dtype), jnp.asarray(weight(count), mean.dtype)
             # With weight 1 nothing is left of what was there before, be it NaN.
@@ -167,11 +169,3 @@ def _running_mean(weight):
         return MeanState(count, jax.tree.map(move, state.mean, params))
 
     return Average(init, update, lambda state: state.mean)
-
-
-def _is_float(leaf):
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-
-
-def _accumulator(leaf):
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)

@@ -186,6 +186,8 @@ def with_online_average(
         return WithOnlineAverageState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32), inner.init(params))
 
     def synchronized(local_updates, inner_state, params):
+        if count_replicas(params, axis_name) == 1:
+            return local_updates, jnp.zeros([], jnp.float32), inner_state
         averaged = inner_state if optimizer_state == "average" else ()
         updates, averaged = _update_to_mean(local_updates, params, averaged, axis_name)
         distance = _distance(local_updates, updates, axis_name)

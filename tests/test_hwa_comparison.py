@@ -69,11 +69,11 @@ def test_plain_and_offline_train_apart_where_they_chose_differently():
 
 def test_studies_vary_hwa_and_the_training_size():
     config = tiny()
-    config.variants = {"H1": {"sync_period": "1 step", "push_every": "1 epoch"}}
+    config.variants = {"sync_1": {"sync_period": "1 step", "push_every": "1 epoch"}}
     config.train_sizes = (120,)
     names = [t.name for t in hwa_comparison.trajectories(config, chosen()) if t.config.seed == 1]
     assert names[-4:] == [
-        "hwa-sgd-constant-seed1-H1", "plain-sgd-constant-seed1-n120", "plain_xk-sgd-constant-seed1-n120",
+        "hwa-sgd-constant-seed1-sync_1", "plain-sgd-constant-seed1-n120", "plain_xk-sgd-constant-seed1-n120",
         "hwa-sgd-constant-seed1-n120",
     ]
 
@@ -87,7 +87,7 @@ def test_tuning_chooses_the_better_rate_and_publishes_the_grid(cells, directory)
     assert {name for row in stored["grid"] for name in row} == {
         "kind", "optimizer", "schedule", "learning_rate", "weight_decay", "seed", "plain", "offline", "hwa"
     }
-    assert all(choice["learning_rate"] == 0.1 for choice in hwa_tuning.tuned(directory)["sgd/constant"].values())
+    assert all(choice["learning_rate"] == 0.1 for choice in hwa_tuning.tuned(directory)["chosen"]["sgd/constant"].values())
 
 
 def test_every_method_and_seed_has_a_cell(cells):

@@ -3,6 +3,7 @@
 import pytest
 from report_cells import cell
 
+from hwa_jax.report.comparison_tables import tuning_table
 from hwa_jax.report.hwa_claims import claims_table, effects
 
 SEEDS = range(3)
@@ -58,8 +59,9 @@ def test_h3_pairs_constant_hwa_with_cosine_plain():
 
 def test_h4_compares_periods_with_the_shortest():
     rare = cells("hwa", 0.01, "both", sync_period=900, bytes_communicated=1000)
-    effect = found("H4", "HWA at H=900 (1 kB)", [*main_cells(), *rare])
-    assert effect.effect.mean == pytest.approx(-1.0)
+    assert found("H4", "HWA at H=900 (1 kB) - HWA at H=90", [*main_cells(), *rare]).effect.mean == pytest.approx(-1.0)
+    assert found("H4", "HWA at H=900 (1 kB) - plain", [*main_cells(), *rare]).effect.mean == pytest.approx(1.0)
+    assert found("H4", "HWA at H=90 (8 MB) - plain", [*main_cells(), *rare]).effect.mean == pytest.approx(2.0)
     # The study's cells take no part in H1.
     assert found("H1", "HWA - plain, equal steps", [*main_cells(), *rare]).effect.mean == pytest.approx(2.0)
 
@@ -70,10 +72,12 @@ def test_h10_has_every_size():
 
 
 def test_h2_counts_steps_to_plains_last_accuracy():
-    # HWA reaches 0.8 at a quarter of its curve, plain ends at 0.8.
+    # HWA reaches 0.8 at a quarter of its curve, plain at the end: 75 % of the steps apart. Alike, they are 0 apart.
     plain = [cell("plain", seed=s, curve=[{"step": i, "epoch": i, "accuracy": 0.2 * i, "nll": 1} for i in (1, 2, 3, 4)]) for s in SEEDS]
     hwa = [cell("hwa", "both", s, curve=[{"step": i, "epoch": i, "accuracy": 0.8, "nll": 1} for i in (1, 2, 3, 4)]) for s in SEEDS]
-    assert found("H2", "steps saved", [*plain, *hwa]).effect.mean == pytest.approx(75.0)
+    assert found("H2", "steps to plain's", [*plain, *hwa]).effect.mean == pytest.approx(75.0)
+    alike = [{**c, "method": "hwa", "comparison": "both", "num_replicas": 2} for c in plain]
+    assert found("H2", "steps to plain's", [*plain, *alike]).effect.mean == pytest.approx(0.0)
 
 
 def test_h8_gap_and_steadiness():
@@ -90,3 +94,22 @@ def test_h8_gap_and_steadiness():
 def test_table_lists_all_effects_and_no_hwa_is_no_effect():
     assert len(claims_table(main_cells()).splitlines()) == 2 + len(effects(main_cells()))
     assert effects(cells("plain", 0.0)) == []
+
+
+def test_tuning_table_marks_the_best_point_for_each():
+    point = {"optimizer": "sgd", "schedule": "constant", "weight_decay": 0.0}
+    grid = [
+        {**point, "learning_rate": 0.1, "seed": 1, "plain": 0.5, "offline": 0.9},
+        {**point, "learning_rate": 0.1, "seed": 2, "plain": 0.7, "offline": 0.9},
+        {**point, "learning_rate": 0.2, "seed": 1, "plain": 0.55, "offline": 0.95},
+        {**point, "learning_rate": 0.2, "seed": 1, "hwa": 0.8},
+    ]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")][2:] for line in tuning_table(grid).splitlines()[2:]]
+    # The means over seeds are 0.60 and 0.55.
+    assert rows == [["0.1", "0.0", "**60.00**", "90.00", "–"], ["0.2", "0.0", "55.00", "**95.00**", "**80.00**"]]
+
+
+def test_a_diverged_training_is_left_out():
+    broken = {"accuracy": None, "nll": None, "ece": None}
+    cells_with_gap = [{**c, "test": broken, "curve": []} if (c["method"], c["seed"]) == ("hwa", 2) else c for c in main_cells()]
+    assert found("H1", "HWA - plain, equal steps", cells_with_gap).effect.n == 2

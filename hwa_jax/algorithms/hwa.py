@@ -10,7 +10,7 @@ r"""Hierarchical Weight Averaging: the training.
 The two loops are one loop over steps here: the average and the restart happen inside the step, by the
 transform `with_online_average`; the window is on disk. A last cycle that is shorter than H is averaged
 and pushed as well, so the HWA weights hold everything that was learned; the replicas themselves are left
-as they are, and a run that is extended continues as if it had never stopped.
+as they are, and at a constant rate a run that is extended continues as if it had never stopped.
 
 K = 1 is offline averaging alone, I = 1 is online averaging alone, both 1 is the inner optimizer.
 """
@@ -132,7 +132,9 @@ def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
 def all_weights(setup: Setup, state: TrainState, window: WindowStore) -> dict[str, Weights]:
     """The weights of a training side by side: outer, hwa, and ema and slow (Lookahead) where they are kept."""
     outer = outer_weights(setup, state)
-    weights, done = {"outer": outer}, int(state.step)
+    # The mean of several replicas' weights has statistics of its own, one replica's has its running ones.
+    weights = {"outer": recalibrated(setup, *outer) if setup.num_replicas > 1 else outer}
+    done = int(state.step)
     if any(step <= done for step in window.stored_steps):
         weights["hwa"] = hwa_weights(setup, window, done)
     if setup.ema is not None:
@@ -169,6 +171,9 @@ class _Hwa:
         # Drop what an uninterrupted run would not have: newer members, and the last partial cycle of a shorter run.
         kept = [s for s in window.stored_steps if s <= session.first and self._setup.periods.is_push(s)]
         window.truncate(after=max(kept, default=0))
+        lost = sorted(set(session.promised) - set(kept))
+        if lost:
+            _logger.warning("the window has lost its members of steps %s: HWA averages fewer than it should", lost)
 
     def before(self) -> list[Event]:
         """The events before a step."""
@@ -216,7 +221,7 @@ class _Hwa:
     def _evaluate_inner(self, done, state):
         """The replicas one step before, since at a synchronization they have just been made equal."""
         if self._setup.num_replicas > 1:
-            with self._session.clock.activity("evaluation"):
+            with self._evaluating(state):
                 self._inner_metrics = {
                     name: average_metrics(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
                     for name, split in self._curve_splits.items()
@@ -225,7 +230,7 @@ class _Hwa:
 
     def _evaluate(self, done, state):
         evaluator = self._setup.evaluator
-        with self._session.clock.activity("evaluation"):
+        with self._evaluating(state):
             evaluated = {
                 name: {key: evaluator.one(*weights, split) for key, split in self._curve_splits.items()}
                 for name, weights in all_weights(self._setup, state, self._window).items()
@@ -236,6 +241,11 @@ class _Hwa:
                 self._session.write(done, "evaluation", {"weights": name, "split": split, **values})
         return state
 
+    def _evaluating(self, state):
+        # Steps that were dispatched ahead are training, not evaluation.
+        jax.block_until_ready(state)
+        return self._session.clock.activity("evaluation")
+
     @property
     def _curve_splits(self):
         # The test split takes no part in curves.
@@ -244,7 +254,7 @@ class _Hwa:
     def _checkpoint(self, done, state):
         # A checkpoint promises the window up to its step.
         self._window.wait()
-        return self._session.checkpoint(done, state)
+        return self._session.checkpoint(done, state, self._window.steps)
 
     def stop(self, state: TrainState) -> None:
         """After a signal: a checkpoint of this very step."""
@@ -256,7 +266,7 @@ class _Hwa:
         """The final table: all weights on the whole training, validation and test splits."""
         setup = self._setup
         splits = {"train": setup.train, "validation": setup.validation, "test": setup.test}
-        with self._session.clock.activity("evaluation"):
+        with self._evaluating(state):
             weights = all_weights(setup, state, self._window)
             final = {
                 name: {key: setup.evaluator.one(*these, split) for key, split in splits.items()}

@@ -32,11 +32,14 @@ from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic, json_lines
 from hwa_jax.training.config import default_config
 from hwa_jax.training.duration import Duration
+from hwa_jax.training.environment import environment
 from hwa_jax.training.setup import prepare
 from hwa_jax.training.workdir import Workdir, read_json
 
+_VARIABLE = {"num_replicas", "sync_period", "push_every", "window_size"}
+
 # Fields that only add or remove trainings, so that finished ones stay valid.
-MAY_CHANGE = ("seeds", "schedules", "trajectories", "train_sizes")
+MAY_CHANGE = ("title", "description", "seeds", "schedules", "trajectories", "train_sizes")
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ def default_comparison() -> ConfigDict:
     config.uniform_start = "50%"  # where the uniform offline average begins
     config.studied = ConfigDict({"optimizer": "sgd", "schedule": "constant"})  # of the two studies that follow
     config.variants = ConfigDict()  # further settings of HWA: name -> fields of `base.hwa`
-    config.train_sizes = ()  # further data.num_train, for all but lookahead and sam
+    config.train_sizes = ()  # further data.num_train, for plain, plain_xk and hwa
     return config.lock()
 
 
@@ -117,11 +120,10 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         One dictionary per method and seed; `hwa_jax.report.comparison` says which keys it has.
 
     Raises:
-        UserError: as `hwa.train`, or the run was stopped by a signal.
+        UserError: as `hwa.train`, or a field of the comparison does not fit.
+        Interrupted: a signal stopped it.
     """
-    unknown = [name for name in config.trajectories if name not in _KINDS]
-    if unknown:
-        raise UserError(f"trajectories={unknown[0]!r}: give some of {', '.join(_KINDS)}")
+    _validate(config)
     with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
         workdir.record()
         planned = list(trajectories(config, tune(config, workdir.path)))
@@ -132,8 +134,22 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
             if read_json(path) is None:
                 _logger.info("training %d of %d: %s", number, len(planned), trajectory.name)
                 atomic.write_json(path, _train(config, trajectory, workdir.path / "scratch"))
+                # Only now: what a kill leaves is either the training or its figures.
+                shutil.rmtree(workdir.path / "scratch", ignore_errors=True)
             cells.extend(read_json(path))
         return cells
+
+
+def _validate(config):
+    unknown = [name for name in config.trajectories if name not in _KINDS]
+    if unknown:
+        raise UserError(f"trajectories={unknown[0]!r}: give some of {', '.join(_KINDS)}")
+    if config.studied.optimizer not in config.optimizers or config.studied.schedule not in config.schedules:
+        raise UserError(f"studied={config.studied.to_dict()}: must be one of optimizers and one of schedules")
+    for name, fields in config.variants.items():
+        # Rows of a report tell K, H and I apart, and the online average knows only K and H.
+        if not {"num_replicas", "sync_period"} & set(fields) or set(fields) - _VARIABLE:
+            raise UserError(f"variants.{name}={dict(fields)}: must change num_replicas or sync_period, and may change push_every and window_size")
 
 
 def trajectories(config: ConfigDict, chosen: dict[str, dict[str, dict[str, float]]]) -> Iterator[Trajectory]:
@@ -151,7 +167,7 @@ def trajectories(config: ConfigDict, chosen: dict[str, dict[str, dict[str, float
         for variant in config.variants:
             yield from _trajectory(config, chosen, "hwa", optimizer, schedule, seed, variant=variant)
         for size in config.train_sizes:
-            for kind in ("plain", "plain_xk", "offline", "offline_xk", "hwa"):
+            for kind in ("plain", "plain_xk", "hwa"):
                 yield from _trajectory(config, chosen, kind, optimizer, schedule, seed, num_train=size)
 
 
@@ -159,10 +175,10 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
     """The training of a kind; none where another one serves its methods too."""
     settings = chosen[f"{optimizer}/{schedule}"]
     weights, comparison, tuned_for, gradients = _KINDS[kind]
-    if settings["plain"] == settings["offline"]:
-        if tuned_for == "offline":
+    if settings["plain"] == settings["offline"] and num_train is None:
+        if weights is _OFFLINE and kind.replace("offline", "plain") in config.trajectories:
             return
-        if weights is _PLAIN:
+        if weights is _PLAIN and kind.replace("plain", "offline") in config.trajectories:
             weights = _PLAIN | _OFFLINE
     one = training_of(config, kind, optimizer, schedule, seed)
     one.optimizer.update(settings[tuned_for])
@@ -191,14 +207,29 @@ def _times(duration, factor):
 def _train(config, trajectory, scratch):
     setup = prepare(trajectory.config)
     directory = scratch / trajectory.name
-    results = finished(hwa.run(setup, directory))
+    try:
+        results = finished(hwa.run(setup, directory))
+    except UserError as error:
+        if "not finite" not in str(error):
+            raise
+        _logger.warning("%s: %s", trajectory.name, error)
+        return [_cell(setup, trajectory, _no_results(setup), method, _NO_FIGURES) for method in trajectory.weights]
     figures = _figures(setup, directory, results)
     if "uniform" in trajectory.weights.values():
         start = Duration.parse(config.uniform_start, "uniform_start").steps(setup.periods.epoch, setup.periods.total)
         figures["uniform"] = _uniform_figures(setup, directory, start)
     cells = [_cell(setup, trajectory, results, method, figures[name]) for method, name in trajectory.weights.items()]
-    shutil.rmtree(scratch, ignore_errors=True)
     return cells
+
+
+# Of a training that diverged: null, which the report counts as such.
+_NOTHING = {"accuracy": None, "nll": None, "ece": None}
+_NO_FIGURES = {"train": _NOTHING, "validation": _NOTHING, "test": _NOTHING, "curve": []}
+
+
+def _no_results(setup):
+    epochs = setup.periods.total / setup.periods.epoch
+    return {"epochs": epochs, "bytes_communicated": None, "synchronizations": None, "seconds": {"training": None}}
 
 
 def _figures(setup, directory, results):
@@ -221,10 +252,12 @@ def _uniform_figures(setup, directory, start):
     splits = {"train": setup.train, "validation": setup.validation, "test": setup.test}
     with hwa.open_window(setup, directory) as window:
         steps = [step for step in window.stored_steps if step > start]
+        if not steps:
+            raise UserError(f"uniform_start={start} steps: nothing is pushed after it; start earlier")
         curve = []
         for number, step in enumerate(steps, 1):
-            weights = hwa.recalibrated(setup, *window.mean(size=number, upto=step))
             if step % setup.periods.evaluation == 0 or step == steps[-1]:
+                weights = hwa.recalibrated(setup, *window.mean(size=number, upto=step))
                 curve.append(_point(setup, step, setup.evaluator.one(*weights, setup.validation)))
     return {**{name: setup.evaluator.one(*weights, split) for name, split in splits.items()}, "curve": curve}
 
@@ -240,6 +273,6 @@ def _cell(setup, trajectory, results, method, figures):
         "window_size": config.hwa.window_size if method in ("hwa", "offline_window") else None,
         "epochs_per_replica": epochs, "compute_epochs": epochs * config.hwa.num_replicas * trajectory.gradients,
         "bytes_communicated": results["bytes_communicated"], "synchronizations": results["synchronizations"],
-        "seconds": results["seconds"]["training"],
+        "seconds": results["seconds"]["training"], "environment": environment(),
         "learning_rate": config.optimizer.learning_rate, "weight_decay": config.optimizer.weight_decay, **figures,
     }

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from hwa_jax.algorithms import hwa
 from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic
+from hwa_jax.training.interruption import Interrupted
 from hwa_jax.training.workdir import read_json
 
 # What tuning trains, and for which of its weights it chooses.
@@ -27,7 +28,13 @@ def tune(config: ConfigDict, directory: pathlib.Path) -> dict[str, dict[str, dic
     """Trains what is missing of the grid, point by point, into tuning.json; what `tuned` returns.
 
     A grid of one point is taken as it is.
+
+    Raises:
+        UserError: a seed is for tuning and for reporting.
     """
+    shared = set(config.seeds) & set(config.tuning_seeds)
+    if shared:
+        raise UserError(f"tuning_seeds={tuple(config.tuning_seeds)}: {min(shared)} is also one of seeds, which are reported; choose another")
     path = directory / "tuning.json"
     stored = read_json(path) or {"grid": [], "chosen": {}}
     names = [name for found in _TUNED.values() for name in found]
@@ -42,6 +49,8 @@ def tune(config: ConfigDict, directory: pathlib.Path) -> dict[str, dict[str, dic
             if missing:
                 _logger.info("tuning, %d to go: %s", len(missing), missing[0])
                 stored["grid"].append(missing[0] | _validation(config, missing[0], directory / "scratch"))
+                atomic.write_json(path, stored)
+                shutil.rmtree(directory / "scratch", ignore_errors=True)
             else:
                 rows = [row for row in stored["grid"] if (row["optimizer"], row["schedule"]) == (optimizer, schedule)]
                 stored["chosen"][key] = {name: _best(rows, name) for name in names}
@@ -50,9 +59,14 @@ def tune(config: ConfigDict, directory: pathlib.Path) -> dict[str, dict[str, dic
     return stored["chosen"]
 
 
-def tuned(directory: str | pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
-    """What tuning chose: "optimizer/schedule" -> for whom -> learning rate and weight decay; tuning.json has the grid."""
-    return read_json(pathlib.Path(directory) / "tuning.json")["chosen"]
+def tuned(directory: str | pathlib.Path) -> dict[str, Any]:
+    """What tuning.json holds.
+
+    Returns:
+        "chosen": "optimizer/schedule" -> for whom -> learning rate and weight decay; "grid": every point with
+        the validation accuracy of those it was trained for.
+    """
+    return read_json(pathlib.Path(directory) / "tuning.json")
 
 
 def training_of(config: ConfigDict, kind: str, optimizer: str, schedule: str, seed: int) -> ConfigDict:
@@ -63,17 +77,17 @@ def training_of(config: ConfigDict, kind: str, optimizer: str, schedule: str, se
         one.hwa.num_replicas = 1
     if kind in ("lookahead", "sam"):
         one.optimizer.wrapper = kind
-    return one
+    return one.lock()
 
 
 def finished(results: dict[str, Any] | None) -> dict[str, Any]:
     """The results of a training that ran to its end.
 
     Raises:
-        UserError: a signal stopped it.
+        Interrupted: a signal stopped it.
     """
     if results is None:
-        raise UserError("stopped by a signal: the same command continues")
+        raise Interrupted
     return results
 
 
@@ -101,7 +115,6 @@ def _validation(config, point, scratch):
         if "not finite" not in str(error):
             raise
         return {name: 0.0 for name in _TUNED[point["kind"]]} | {"note": str(error)}
-    shutil.rmtree(scratch, ignore_errors=True)
     return {name: results["final"][weights]["validation"]["accuracy"] for name, weights in _TUNED[point["kind"]].items()}
 
 

@@ -12,6 +12,7 @@ from hwa_jax.report.comparison_tables import (
     section_sentences,
     section_table,
     summary_table,
+    tuning_table,
 )
 from hwa_jax.report.hwa_claims import claims_table, effects
 from hwa_jax.report.methods import METHODS, SETTINGS, method_named
@@ -50,9 +51,14 @@ the gain. H8: it is steadier and overfits less. H9: with AdamW too. H10: with fe
 percentage points of test accuracy unless the row says otherwise.
 """
 
+_TUNING = """
+Validation accuracy in percent of every point, the mean over tuning seeds, which are not reported; the best of each
+column is in bold and was chosen. Plain and offline are the last weights and the window average of the same trainings.
+"""
+
 
 def write_comparison(
-    cells: Sequence[Mapping], directory: Path, *, title: str, meta: Mapping
+    cells: Sequence[Mapping], directory: Path, *, title: str, meta: Mapping, tuning: Sequence[Mapping] = ()
 ) -> Path:
     """Writes report.md with tables and PNG plots, and results.json, into a directory.
 
@@ -72,6 +78,8 @@ def write_comparison(
         title: first line of the report.
         meta: what else a reader needs, ready for JSON. "description" becomes the opening
             paragraph and "command" a code block; the rest is listed.
+        tuning: the points of the tuning grid: optimizer, schedule, learning_rate, weight_decay, seed,
+            and the validation accuracy of "plain", "offline" or "hwa".
 
     Returns:
         The path of report.md.
@@ -97,6 +105,8 @@ def write_comparison(
     parts += ["## What was compared", _methods(sections), _HOW_TO_READ.strip()]
     for section in sections:
         parts += _section_parts(section, sections, directory)
+    if tuning:
+        parts += ["## The tuning grid", _TUNING.strip(), tuning_table(tuning)]
     parts += ["## How it was obtained", *_provenance(cells, machine, meta)]
     path = directory / "report.md"
     write_text(path, "\n\n".join(parts) + "\n")

@@ -31,6 +31,8 @@ _HEADER = [
     "Passes over data", "Communicated", "Synchronizations", "Training, s",
 ]  # fmt: skip
 
+_TUNED_FOR = {"plain": "Plain", "offline": "Offline window", "hwa": "HWA"}
+
 
 def percent(interval: Interval | None) -> Interval | None:
     """The interval of fractions as one of percent, or of percentage points.
@@ -98,6 +100,31 @@ def summary_table(cells: Sequence[Mapping]) -> str:
         "are paired by seed, in percentage points; bold where the interval excludes zero."
     )
     return f"{markdown_table(header, lines, 'llrrrr')}\n\n{note}"
+
+
+def tuning_table(grid: Sequence[Mapping]) -> str:
+    """A markdown table of a tuning grid: a row per optimizer, schedule, rate and decay; the best of each column in bold.
+
+    Args:
+        grid: as in ``write_comparison``.
+    """
+    accuracies = {}
+    for point in grid:
+        for name in _TUNED_FOR:
+            if name in point:
+                key = tuple(point[field] for field in ("optimizer", "schedule", "learning_rate", "weight_decay"))
+                accuracies.setdefault(key, {}).setdefault(name, []).append(100 * point[name])
+    means = {key: {name: sum(v) / len(v) for name, v in found.items()} for key, found in accuracies.items()}
+    best = {}
+    for key, found in means.items():
+        for name, mean in found.items():
+            best[key[:2], name] = max(mean, best.get((key[:2], name), 0.0))
+    rows = []
+    for key, found in means.items():
+        shown = {name: f"{mean:.2f}" for name, mean in found.items()}
+        cells = [f"**{shown[n]}**" if n in found and found[n] == best[key[:2], n] else shown.get(n, "–") for n in _TUNED_FOR]
+        rows.append([*map(str, key), *cells])
+    return markdown_table(["Optimizer", "Schedule", "Learning rate", "Weight decay", *_TUNED_FOR.values()], rows, "llrrrrr")
 
 
 def _seeds(sections):

@@ -4,6 +4,7 @@ import time
 
 import jax
 
+from hwa_jax.algorithms.hwa import communication
 from hwa_jax.data import Split
 from hwa_jax.models import overview
 from hwa_jax.report.tables import format_bytes
@@ -41,7 +42,7 @@ def describe(setup: Setup, num_members: int) -> str:
         table, "",
         f"replicas K              {setup.num_replicas} on {setup.mesh.size} device(s)",
         f"steps                   {periods.total} per replica, {periods.epoch} per epoch",
-        f"synchronization H       every {periods.sync} steps, {periods.total // periods.sync} in all",
+        f"synchronization H       every {periods.sync} steps, {communication(setup, state)['synchronizations']} in all",
         f"window I                {config.hwa.window_size} pushes, one every {periods.push} steps, {num_members} kept on disk",
         f"images                  {setup.train.num_examples} training, {setup.validation.num_examples} validation, "
         f"{setup.test.num_examples} test; {format_bytes(sum(_bytes(split) for split in _splits(setup)))} on each device",

@@ -11,8 +11,7 @@ from hwa_jax.training.duration import Duration
 
 # The fields that may differ when a run is resumed; any other difference is refused.
 MAY_CHANGE_ON_RESUME = (
-    "training.duration", "evaluation.every", "evaluation.batch_size", "checkpoint.every", "checkpoint.keep", "logging.every",
-    "logging.tensorboard", "data.data_dir",
+    "training.duration", "evaluation.every", "evaluation.batch_size", "logging.every", "logging.tensorboard", "data.data_dir",
 )
 
 

@@ -3,6 +3,10 @@
 import signal
 
 
+class Interrupted(Exception):
+    """Work of several trainings was stopped by a signal; the same call continues."""
+
+
 class Interruption:
     """While it is open, SIGTERM and SIGINT set a flag instead of ending the process.
 

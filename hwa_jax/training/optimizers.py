@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules from a configuration."""
 
 import difflib
+import inspect
 from typing import Any, NamedTuple
 
 import optax
@@ -136,9 +137,10 @@ def _base_optimizer(config, schedule):
         close = difflib.get_close_matches(config.name, [*dir(optax), *dir(contrib)], 3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise UserError(f"optimizer.name={config.name!r}: optax has no optimizer of this name{hint}")
-    options = dict(config.options)
-    if config.weight_decay:
-        options |= {"weight_decay": config.weight_decay, "mask": mask}
+    # Passed even when zero: optax's own default decays every leaf.
+    accepted = inspect.signature(factory).parameters
+    decay = {"weight_decay": config.weight_decay, "mask": mask}
+    options = dict(config.options) | {name: decay[name] for name in decay if config.weight_decay or name in accepted}
     try:
         optimizer = factory(schedule, **options)
     except TypeError as error:

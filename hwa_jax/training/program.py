@@ -11,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from hwa_jax.errors import UserError
+from hwa_jax.training.interruption import Interrupted
 
 INTERRUPTED = 143  # what a shell reports for SIGTERM
 
@@ -52,6 +53,9 @@ def run(main: Callable[..., int | None], commands: Sequence[str] = ()) -> None:
             return main(command) if commands else main()
         except UserError as error:
             _fail(error)
+        except Interrupted:
+            print("stopped by a signal: the same command continues", file=sys.stderr)
+            return INTERRUPTED
 
     app.run(guarded, flags_parser=parse)
 

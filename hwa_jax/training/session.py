@@ -1,6 +1,7 @@
 """A training between its start, or resume, and its end: state, checkpoints, log, clock."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ class Session:
     Attributes:
         state: the stacked TrainState at the start.
         first: completed steps at the start.
+        promised: steps of the window's members when the checkpoint was made.
         clock: seconds by activity, restarts included.
 
     Raises:
@@ -37,11 +39,12 @@ class Session:
     def __init__(self, setup: Setup, workdir: Workdir):
         self.setup = setup
         self._checkpoints = CheckpointStore(workdir.path / "checkpoints", keep=setup.config.checkpoint.keep)
-        self.state, self.first, seconds = self._start()
+        self.state, self.first, metadata = self._start()
+        self.promised = metadata["window"]
         # A damaged log is refused before anything is written.
         read_json_lines(workdir.path / "metrics.jsonl")
         workdir.record()
-        self.clock = Clock(seconds)
+        self.clock = Clock(metadata["seconds"])
         self._writer = MetricsWriter(workdir.path, first=self.first, tensorboard=setup.config.logging.tensorboard)
         if self.first:
             _logger.info("resuming from the checkpoint of step %d", self.first)
@@ -55,7 +58,7 @@ class Session:
     def _start(self):
         restored = self._checkpoints.restore(like=jax.eval_shape(self.setup.initial_state))
         if restored is None:
-            return self.setup.initial_state(), 0, {}
+            return self.setup.initial_state(), 0, {"seconds": {}, "window": []}
         if restored.step > self.setup.periods.total:
             raise UserError(
                 f"training.duration={self.setup.config.training.duration!r} is {self.setup.periods.total} steps, "
@@ -63,7 +66,7 @@ class Session:
             )
         # A resume from an older checkpoint must not leave a newer one to be found next time.
         self._checkpoints.truncate(after=restored.step)
-        return self.setup.place(restored.tree), restored.step, restored.metadata["seconds"]
+        return self.setup.place(restored.tree), restored.step, restored.metadata
 
     def step(self, state: TrainState) -> TrainState:
         """One optimizer step of all replicas; dispatches and returns. `state` is donated."""
@@ -104,11 +107,11 @@ class Session:
                 f"checkpoints kept: {self._checkpoints.steps or 'none'}"
             )
 
-    def checkpoint(self, done: int, state: TrainState) -> TrainState:
-        """Stores the state; durable when it returns."""
+    def checkpoint(self, done: int, state: TrainState, window: Sequence[int]) -> TrainState:
+        """Stores the state, and which steps the window holds; durable when it returns."""
         self.require_finite(state)
         with self.clock.activity("checkpoint"):
-            self._checkpoints.save(done, state, {"seconds": self.clock.seconds()})
+            self._checkpoints.save(done, state, {"seconds": self.clock.seconds(), "window": list(window)})
         return state
 
     def __enter__(self) -> "Session":

@@ -6,7 +6,7 @@
     window/            the outer weights of the window (Orbax)
     metrics.jsonl      one row per log, push and evaluation
     tensorboard/       the same as event files
-    results.json       written last: its presence says that the run is finished
+    results.json       written last: a run of so many steps is finished
     hwa.safetensors    the HWA weights with their BatchNorm statistics
 """
 
@@ -91,7 +91,7 @@ class Workdir:
     def _require_mine(self, config, fingerprint):
         stored = read_json(self.path / "config.json")
         if stored is None:
-            if self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+            if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
                 raise UserError(f"{self.path} holds files but no config.json: give an empty --workdir, or --overwrite to delete them")
             return
         if not isinstance(stored, dict) or set(stored) != set(self._record):
