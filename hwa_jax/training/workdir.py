@@ -4,7 +4,8 @@
     environment.json   versions, hardware and topology of the newest start
     checkpoints/       training checkpoints (Orbax)
     window/            the outer weights of the window (Orbax)
-    metrics.jsonl      one row per log, push and evaluation
+    metrics.jsonl      one row per log, push and evaluation; "inner" weights are those of one step before,
+                       since at a synchronization the replicas have just been made equal
     tensorboard/       the same as event files
     results.json       written last: a run of so many steps is finished
     hwa.safetensors    the HWA weights with their BatchNorm statistics
