@@ -119,7 +119,7 @@ def test_kills_while_something_is_written(command, uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_kills_in_every_phase(command, uninterrupted, tmp_path, seed):
     kills = [(phase, moment) for phase in PHASES for moment in ("enter", "within", "exit")]
     random.Random(seed).shuffle(kills)
@@ -131,17 +131,16 @@ def test_kills_in_every_phase(command, uninterrupted, tmp_path, seed):
 
 @pytest.mark.slow
 def test_kills_at_seeded_times(command, uninterrupted, tmp_path):
-    rng, codes = random.Random(1), []
-    while not codes or codes[-1] != 0:
+    rng = random.Random(1)
+    for _ in range(6):
         child = Child(command, tmp_path / "run")
         child.wait_for("enter", "step", 1)
         child.process.stdin.close()
-        try:
-            child.process.wait(rng.uniform(0, 0.6))
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-        codes.append(child._end())
-        assert len(codes) < 60
+        time.sleep(rng.uniform(0, 0.4))
+        child.kill()
+        if (tmp_path / "run" / "results.json").exists():
+            break
+    assert Child(command, tmp_path / "run").finish() == 0
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
