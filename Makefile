@@ -15,10 +15,10 @@ demo: .venv/base.stamp  ## Compare HWA with its parts on digits; results in runs
 	@$(BIN)/python experiments/compare_hwa.py --config=configs/compare_hwa_digits.py --workdir=runs/demo
 
 test: .venv/dev.stamp  ## Run the fast tests
-	@$(BIN)/python -m pytest -q -n 2
+	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
 test-all: .venv/dev.stamp  ## Run the fast and the slow tests
-	@$(BIN)/python -m pytest -q -n 2 -m ""
+	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile -m ""
 
 clean:  ## Remove .venv, runs/demo and what builds and tests leave behind
 	@rm -rf .venv runs/demo runs/demo.compiled build dist *.egg-info .pytest_cache .hypothesis
