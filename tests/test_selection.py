@@ -58,7 +58,7 @@ def test_numpy_equals_a_full_sort(tree, fraction, chunk, sample):
 
 @pytest.mark.slow
 @settings(max_examples=5000, deadline=None)
-@given(trees((np.float32, np.float16, ml_dtypes.bfloat16, np.float64, ml_dtypes.float8_e4m3fn)), fractions, chunks, samples)
+@given(trees((np.float32, np.float16, ml_dtypes.bfloat16, np.float64, ml_dtypes.float8_e5m2)), fractions, chunks, samples)
 def test_numpy_equals_a_full_sort_for_thousands_of_trees(tree, fraction, chunk, sample):
     check_tree(tree, fraction, chunk, sample)
 
@@ -171,18 +171,31 @@ def test_counts_follow_the_recursion_and_nothing_returns():
         mask = new
 
 
-@pytest.mark.parametrize("sampled, fraction, scans", [(1e-3, 0.5, 2), (1e3, 0.5, 2), (None, 0.5, 1)])
-def test_a_bracket_that_misses_is_moved(monkeypatch, sampled, fraction, scans):
-    # The sample sees every 31st weight; where all of those are tiny or huge, the bracket lies below or above.
+ONE = np.float32(1)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "others", "num_scans"),
+    [
+        (1e-3, None, 2),
+        (1e3, None, 2),
+        # The threshold is the very next number to the bracket.
+        (ONE, np.nextafter(ONE, np.float32(2)), 2),
+        (ONE, np.nextafter(ONE, np.float32(0)), 2),
+        (ONE, ONE, 1),
+    ],
+    ids=["above", "below", "just above", "just below", "hit"],
+)
+def test_a_bracket_that_misses_is_moved(monkeypatch, sampled, others, num_scans):
+    # The sample sees every 31st weight; where all of those are smaller or larger than the rest, the bracket is too.
     monkeypatch.setattr(host_selection, "_SAMPLE", 100)
-    values = np.random.default_rng(0).uniform(0.5, 1.5, 3000).astype(np.float32)
-    if sampled:
-        values[::31] *= np.float32(sampled)
-    calls, scan = [], host_selection._scan
-    monkeypatch.setattr(host_selection, "_scan", lambda *args: calls.append(1) or scan(*args))
+    values = np.random.default_rng(0).uniform(0.5, 1.5, 3000).astype(np.float32) if others is None else np.full(3000, others)
+    values[::31] = sampled
+    scans, scan = [], host_selection._scan
+    monkeypatch.setattr(host_selection, "_scan", lambda *args: scans.append(1) or scan(*args))
     kept = [np.ones(3000, bool)]
     assert_equal(selection.remove_smallest([values], kept, 1500, ["w"]), remove_by_sorting([values], kept, 1500))
-    assert len(calls) == scans
+    assert len(scans) == num_scans
 
 
 @pytest.mark.parametrize("constant", [False, True])

@@ -1,32 +1,43 @@
-"""Exact selection of the smallest weights with NumPy: two passes over cache-sized chunks, and a small partition.
+"""Exact selection of the smallest weights with NumPy: one pass over cache-sized chunks, and a small partition.
 
-A sample brackets the threshold; the first pass counts what lies below the bracket and collects what
-lies in it, a percent or two; a partition of those gives the threshold exactly. The second pass writes
-the mask. Where the bracket misses, the first pass is run again on the side where the threshold is.
+A sample brackets the threshold. The pass decides all that lies below the bracket or above, and collects
+what lies within, a percent or so; a partition of that gives the threshold, which decides the rest. Where
+the bracket misses, the pass is run again on the side where the threshold is.
 """
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from hwa_jax.errors import UserError
 
-# Weights per chunk: 1 MiB of float32, so that a chunk's temporaries stay in the cache.
-_CHUNK = 1 << 18
-_SAMPLE = 1 << 16
+# Weights per chunk: 512 KiB of float32, so that a chunk and its scratch stay in the cache.
+_CHUNK = 1 << 17
+_SAMPLE = 1 << 18
+
+# In a new mask, beside 0 and 1.
+_UNDECIDED = 2
 
 
 class _Chunk(NamedTuple):
-    """Part of a leaf: its name, its values and masks, all one-dimensional views."""
+    """Part of a leaf: its name, its values, bool mask and new mask (uint8), all one-dimensional views."""
 
     name: str
     values: np.ndarray
     kept: np.ndarray
     new: np.ndarray
+
+
+class _Scratch(NamedTuple):
+    """A thread's own arrays, written again for every chunk: fresh ones cost more than the arithmetic in them."""
+
+    bits: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
 
 
 def remove_smallest(
@@ -44,15 +55,9 @@ def remove_smallest(
     new = [np.empty(leaf.shape, bool) for leaf in kept]
     dtype = common_dtype(values)
     chunks = list(_chunks(names, values, kept, new))
-    number = min(number, sum(int(np.count_nonzero(leaf)) for leaf in kept))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        threshold, num_ties = _threshold(pool, chunks, dtype, number) if number else (0, 0)
-        counts = pool.map(lambda chunk: _keep_from(chunk, dtype, threshold), chunks)
-        for chunk, count in zip(chunks, counts):
-            if num_ties and count:
-                ties = np.flatnonzero((_bits(chunk.values, dtype) == threshold) & chunk.kept)[:num_ties]
-                chunk.new[ties] = False
-                num_ties -= ties.size
+    lowest, num_ties = _scan_to_threshold(chunks, dtype, number)
+    for chunk in chunks:
+        num_ties -= _decide(chunk, dtype, lowest, num_ties)
     return new
 
 
@@ -73,82 +78,105 @@ def nan_error(name: str) -> UserError:
 
 def _chunks(names, values, kept, new) -> Iterator[_Chunk]:
     for name, *leaf in zip(names, values, kept, new):
-        flat = [array.reshape(-1) for array in leaf]
-        for start in range(0, flat[0].size, _CHUNK):
-            yield _Chunk(name, *(array[start : start + _CHUNK] for array in flat))
+        value, keep, made = (array.reshape(-1) for array in leaf)
+        for start in range(0, keep.size, _CHUNK):
+            end = start + _CHUNK
+            yield _Chunk(name, value[start:end], keep[start:end], made[start:end].view(np.uint8))
 
 
-def _bits(values, dtype):
-    """Magnitudes as signed integers of the same order; always a new array."""
-    largest = _largest(dtype)
-    return values.astype(dtype, copy=False).view(largest.dtype) & largest
-
-
-def _largest(dtype):
-    integer = np.dtype(f"int{8 * dtype.itemsize}")
-    return integer.type(np.iinfo(integer).max)
-
-
-def _threshold(pool: Executor, chunks, dtype, number):
-    """Magnitude bits of the number-th smallest, counted from 1, and how many of that magnitude go."""
-    low, high = _bracket(chunks, dtype, number)
-    # Memory that is never written to is never taken: a copy of all weights is reserved, a few percent are used.
-    candidates = np.empty(sum(chunk.kept.size for chunk in chunks), low.dtype)
+def _scan_to_threshold(chunks, dtype, number):
+    """Scans, and gives the smallest bits that may stay and how many go of those that equal them."""
+    remaining = sum(int(np.count_nonzero(chunk.kept)) for chunk in chunks)
+    rank = min(number, remaining) - 1
+    # With none to remove, an empty bracket below all magnitudes.
+    low, high = _bracket(chunks, dtype, rank, remaining) if rank >= 0 else (0, -1)
+    # Memory that is never written to is never taken: a copy of all weights is reserved, a percent is used.
+    candidates = np.empty(remaining, _largest(dtype).dtype)
     lock = threading.Lock()
 
-    def scan(chunk):
+    def scan(chunk, scratch):
         nonlocal num_below, num_candidates
-        below, inside = _scan(chunk, dtype, low, high)
-        with lock:  # Results that waited for one another in a queue could be a second copy.
+        below, inside = _scan(chunk, dtype, low, high, scratch)
+        with lock:
             candidates[num_candidates : num_candidates + inside.size] = inside
             num_candidates += inside.size
             num_below += below
 
     while True:
         num_below = num_candidates = 0
-        list(pool.map(scan, chunks))
-        rank = number - 1 - num_below
+        _in_parallel(scan, chunks, dtype)
         if rank < 0:
-            low, high = np.zeros_like(low), low - 1
-        elif rank >= num_candidates:
+            return 0, 0
+        if rank < num_below:
+            low, high = 0, low - 1
+        elif rank >= num_below + num_candidates:
             low, high = high + 1, _largest(dtype)
         else:
             break
-    found = candidates[:num_candidates]
+    found, rank = candidates[:num_candidates], rank - num_below
     found.partition(rank)
-    threshold = found[rank]
-    return threshold, number - num_below - np.count_nonzero(found[:rank] < threshold)
+    return found[rank], rank + 1 - np.count_nonzero(found[:rank] < found[rank])
 
 
-def _bracket(chunks, dtype, number):
-    """Bits between which the number-th smallest lies, four standard deviations of the sample to either side."""
+def _bracket(chunks, dtype, rank, remaining):
+    """Bits between which the magnitude of this rank lies, three standard deviations of the sample to either side."""
     # An odd stride visits every column of a matrix with an even number of them.
     stride = sum(chunk.kept.size for chunk in chunks) // _SAMPLE | 1
     sample = [_bits(chunk.values[::stride], dtype)[chunk.kept[::stride]] for chunk in chunks]
     sample = np.sort(np.concatenate(sample))
-    remaining = sum(np.count_nonzero(chunk.kept) for chunk in chunks)
-    middle, margin = number / remaining * sample.size, 2 * sample.size**0.5 + 1
+    share = rank / remaining
+    middle, margin = share * sample.size, 3 * (share * (1 - share) * sample.size) ** 0.5 + 1
     first, last = int(middle - margin), int(middle + margin)
-    low = sample[first] if first > 0 else sample.dtype.type(0)
-    return low, sample[last] if last < sample.size else _largest(dtype)
+    return sample[first] if first > 0 else 0, sample[last] if last < sample.size else _largest(dtype)
 
 
-def _scan(chunk, dtype, low, high):
-    """How many kept magnitudes lie below the bracket, and those within."""
-    bits = _bits(chunk.values, dtype)
-    below = bits < low
-    below &= chunk.kept
-    inside = bits <= high
-    inside &= chunk.kept
-    inside ^= below
-    return np.count_nonzero(below), bits[np.flatnonzero(inside)]
-
-
-def _keep_from(chunk, dtype, threshold):
-    """Writes which magnitudes are at least the threshold; how many equal it."""
-    bits = _bits(chunk.values, dtype)
+def _scan(chunk, dtype, low, high, scratch):
+    """Decides what lies outside the bracket; how many go, and the magnitudes within."""
+    bits = _bits(chunk.values, dtype, scratch.bits)
     infinity = np.array(np.inf, dtype).view(bits.dtype)
     if bits.max() > infinity and (chunk.kept & (bits > infinity)).any():
         raise nan_error(chunk.name)
-    np.logical_and(bits >= threshold, chunk.kept, out=chunk.new)
-    return np.count_nonzero((bits == threshold) & chunk.kept)
+    below = np.less(bits, low, out=scratch.first)
+    below &= chunk.kept
+    above = np.greater(bits, high, out=chunk.new.view(bool))
+    above &= chunk.kept
+    inside = np.bitwise_xor(chunk.kept, above, out=scratch.second)
+    inside ^= below
+    undecided = np.flatnonzero(inside)
+    chunk.new[undecided] = _UNDECIDED
+    return int(np.count_nonzero(below)), bits[undecided]
+
+
+def _decide(chunk, dtype, lowest, num_ties):
+    """Decides the rest by the threshold; how many of the first ties went, at most `num_ties`."""
+    undecided = np.flatnonzero(chunk.new == _UNDECIDED)
+    bits = _bits(chunk.values[undecided], dtype)
+    keeps = bits >= lowest
+    ties = np.flatnonzero(bits == lowest)[:num_ties]
+    keeps[ties] = False
+    chunk.new[undecided] = keeps
+    return ties.size
+
+
+def _in_parallel(work: Callable[[_Chunk, _Scratch], None], chunks, dtype) -> None:
+    num_threads = max(1, min(os.cpu_count(), len(chunks)))
+    length = max((chunk.kept.size for chunk in chunks), default=0)
+
+    def thread(index):
+        scratch = _Scratch(np.empty(length, _largest(dtype).dtype), np.empty(length, bool), np.empty(length, bool))
+        for chunk in chunks[index::num_threads]:
+            work(chunk, _Scratch(*(array[: chunk.kept.size] for array in scratch)))
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(thread, range(num_threads)))
+
+
+def _bits(values, dtype, out=None):
+    """Magnitudes as signed integers of the same order; never a view of the values."""
+    largest = _largest(dtype)
+    return np.bitwise_and(values.astype(dtype, copy=False).view(largest.dtype), largest, out=out)
+
+
+def _largest(dtype):
+    integer = np.dtype(f"int{8 * dtype.itemsize}")
+    return integer.type(np.iinfo(integer).max)

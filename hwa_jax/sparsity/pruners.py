@@ -143,7 +143,7 @@ def _random_like(mask, key):
 
 def _warn_of_empty(names, kept, new):
     for name, before, after in zip(names, kept, new):
-        if isinstance(after, jax.core.Tracer) or not selection.num_true([before]):
+        if isinstance(after, jax.core.Tracer) or selection.num_true([after]):
             continue
-        if not selection.num_true([after]):
+        if selection.num_true([before]):
             warnings.warn(f"pruning left no weight in {name}; keep_one_per_output=True keeps one per output unit", stacklevel=4)

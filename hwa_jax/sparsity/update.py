@@ -86,8 +86,6 @@ def _zero_state(inner, mask, state):
 
 def _to_zero(mask, updates, params):
     def leaf(keep, update, weight):
-        if is_masked_node(keep):
-            return update
-        return jnp.where(keep, update, jnp.asarray(-weight, jnp.promote_types(jnp.result_type(update), jnp.result_type(weight))))
+        return update if is_masked_node(keep) else jnp.where(keep, update, -weight)
 
     return jax.tree.map(leaf, mask, updates, params, is_leaf=is_masked_node)
