@@ -189,7 +189,7 @@ def test_a_run_that_died_after_its_last_step_finishes(finished, tmp_path, lost):
 def test_fields_that_may_change_on_resume(finished, tmp_path):
     directory, results = finished
     shutil.copytree(directory, tmp_path / "run")
-    again = train(tmp_path / "run", {**LOGGED, "logging.every": "2 steps", "evaluation.batch_size": 7, "checkpoint.keep": 5})
+    again = train(tmp_path / "run", {**LOGGED, "logging.every": "2 steps", "evaluation.batch_size": 7})
     assert again == results
     with pytest.raises(UserError, match="hwa.window_size was 3, now 4; seed was 0, now 1"):
         train(tmp_path / "run", {**LOGGED, "hwa.window_size": 4, "seed": 1})
