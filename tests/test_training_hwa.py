@@ -193,7 +193,7 @@ def test_replicas_lie_on_the_devices_asked_for():
 @pytest.mark.parametrize("data_mode", ["shared", "partitioned"])
 def test_batches_of_the_replicas(data_mode):
     setup = small_setup({"hwa.num_replicas": 3, "hwa.data_mode": data_mode})
-    indices, seen = setup.make_epoch_indices(), [set(), set(), set()]
+    indices, seen = setup.epoch_indices, [set(), set(), set()]
     for epoch in range(2):
         batches = np.asarray(indices(epoch * setup.periods.epoch, setup.keys()[0]))
         assert batches.shape == (3, setup.periods.epoch, BATCH)

@@ -140,7 +140,7 @@ def test_label_smoothing(tmp_path):
     setup = small_setup()
     train(tmp_path, {**SHORT, "training.label_smoothing": 0.2, "logging.every": "1 steps", "training.duration": "1 steps"})
     params, batch_stats = jax.tree.map(lambda leaf: leaf[0], setup.initial_state()[1:3])
-    indices = np.asarray(setup.make_epoch_indices()(0, setup.keys()[0]))[:, 0]
+    indices = np.asarray(setup.epoch_indices(0, setup.keys()[0]))[:, 0]
     losses = []
     for batch in indices:
         images = (setup.dataset.train.images[batch] / 255.0 - setup.dataset.mean) / setup.dataset.std

@@ -17,7 +17,7 @@ from hwa_jax.training.config import MAY_CHANGE_ON_RESUME, default_config, differ
 from hwa_jax.training.duration import Duration
 from hwa_jax.training.interruption import Interruption
 from hwa_jax.training.loop import Event, run
-from hwa_jax.training.setup import Periods
+from hwa_jax.training.periods import Periods
 from training_runs import compilation_cache_dir, compiled_once, small_config, small_setup  # noqa: F401
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from hwa_jax.algorithms import hwa
 from hwa_jax.errors import UserError
 from hwa_jax.storage import found_checkpoints, safetensors
 from hwa_jax.storage.float64_mean import Float64Mean
 from hwa_jax.storage.found_checkpoints import Checkpoint
 from hwa_jax.training.predictor import description
 from hwa_jax.training.setup import Setup
+from hwa_jax.training.weights import recalibrated
 
 AVERAGES = ("uniform", "ema", "window")
 
@@ -130,6 +130,6 @@ def save_recalibrated(averaged: Checkpoint, path: str | os.PathLike, about: dict
     """
     like = jax.eval_shape(setup.model.init, jax.random.key(0))
     weights = safetensors.as_weights("the average", averaged.arrays, like)
-    weights = hwa.recalibrated(setup, *jax.device_put(weights, setup.replicated))
+    weights = recalibrated(setup, *jax.device_put(weights, setup.replicated))
     safetensors.save_weights(path, *weights, {"average": about, "config": setup.config.to_dict(), **description(setup)})
     return setup.evaluator.one(*weights, setup.validation)

@@ -20,7 +20,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,21 +38,10 @@ from hwa_jax.training.predictor import description
 from hwa_jax.training.session import Session
 from hwa_jax.training.setup import Setup, prepare
 from hwa_jax.training.step import PARTICLES, TrainState
+from hwa_jax.training.weights import Weights, recalibrated
 from hwa_jax.training.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
-
-
-class Weights(NamedTuple):
-    """One set of weights that can be evaluated and shipped.
-
-    Attributes:
-        params: the network's parameters.
-        batch_stats: its BatchNorm statistics.
-    """
-
-    params: Any
-    batch_stats: Any
 
 
 def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool = False) -> dict[str, Any] | None:
@@ -116,17 +105,6 @@ def outer_weights(setup: Setup, state: TrainState) -> Weights:
 def hwa_weights(setup: Setup, window: WindowStore, done: int) -> Weights:
     """W̿ after `done` steps, the mean of the window, with BatchNorm statistics recomputed on training images."""
     return recalibrated(setup, *jax.device_put(window.mean(upto=done), setup.replicated))
-
-
-def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
-    """Weights with BatchNorm statistics of their own, and a warning where more images would still move them."""
-    batch_stats, report = setup.recalibrate(params, batch_stats)
-    if report is not None and report.more_would_help:
-        _logger.warning(
-            "BatchNorm statistics moved by %.2g over the second half of %d images: raise hwa.recalibration_examples",
-            report.unsettled, report.num_samples,
-        )
-    return Weights(params, jax.device_put(batch_stats, setup.replicated))
 
 
 def all_weights(setup: Setup, state: TrainState, window: WindowStore) -> dict[str, Weights]:

@@ -34,6 +34,7 @@ from hwa_jax.training.config import default_config
 from hwa_jax.training.duration import Duration
 from hwa_jax.training.environment import environment
 from hwa_jax.training.setup import prepare
+from hwa_jax.training.weights import recalibrated
 from hwa_jax.training.workdir import Workdir, read_json
 
 _VARIABLE = {"num_replicas", "sync_period", "push_every", "window_size"}
@@ -257,7 +258,7 @@ def _uniform_figures(setup, directory, start):
         curve = []
         for number, step in enumerate(steps, 1):
             if step % setup.periods.evaluation == 0 or step == steps[-1]:
-                weights = hwa.recalibrated(setup, *window.mean(size=number, upto=step))
+                weights = recalibrated(setup, *window.mean(size=number, upto=step))
                 curve.append(_point(setup, step, setup.evaluator.one(*weights, setup.validation)))
     return {**{name: setup.evaluator.one(*weights, split) for name, split in splits.items()}, "curve": curve}
 

@@ -28,13 +28,13 @@ def describe(setup: Setup, num_members: int) -> str:
     table = overview(*first)
     member_bytes, state_bytes = _bytes(first), _bytes(state)
     batch_key, noise_key = setup.keys()
-    indices = setup.make_epoch_indices()(state.step, batch_key)
-    step = setup.make_step().lower(state, indices, setup.train, noise_key).compile()
+    indices = setup.epoch_indices(state.step, batch_key)
+    step = setup.step.lower(state, indices, setup.train, noise_key, {}).compile()
     memory = step.memory_analysis()
-    state = jax.block_until_ready(step(state, indices, setup.train, noise_key))
+    state = jax.block_until_ready(step(state, indices, setup.train, noise_key, {}))
     start = time.perf_counter()
     for _ in range(_TIMED_STEPS):
-        state = step(state, indices, setup.train, noise_key)
+        state = step(state, indices, setup.train, noise_key, {})
     jax.block_until_ready(state)
     seconds = (time.perf_counter() - start) / _TIMED_STEPS
     config = setup.config

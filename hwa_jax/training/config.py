@@ -3,26 +3,76 @@
 import math
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from hwa_jax.data.batches import DATA_MODES
 from hwa_jax.errors import UserError
+from hwa_jax.sparsity.masks import PRUNERS
 from hwa_jax.training.duration import Duration
 
 # The fields that may differ when a run is resumed; any other difference is refused.
-MAY_CHANGE_ON_RESUME = (
-    "training.duration", "evaluation.every", "evaluation.batch_size", "logging.every", "logging.tensorboard", "data.data_dir",
-)
+_MAY_CHANGE = ("evaluation.batch_size", "logging.every", "logging.tensorboard", "data.data_dir")
+MAY_CHANGE_ON_RESUME = ("training.duration", "evaluation.every", *_MAY_CHANGE)
+SWAMP_MAY_CHANGE_ON_RESUME = ("swamp.target_sparsity", "checkpoint.every", "checkpoint.keep", *_MAY_CHANGE)
 
 
 def default_config() -> ConfigDict:
-    """All fields with their defaults. Durations read "500 steps", "20 epochs" or "30%".
+    """All fields of HWA with their defaults. Durations read "500 steps", "20 epochs" or "30%".
 
     Example:
         >>> config = default_config()
         >>> config.hwa.num_replicas, config.hwa.sync_period
         (2, '1 epoch')
     """
+    config = _shared_config()
+    config.training.ema_decay = 0.0
+    config.hwa = ConfigDict({
+        "num_replicas": 2,  # K
+        "sync_period": "1 epoch",  # H
+        "window_size": 10,  # I, in pushes
+        "push_every": "",  # a multiple of sync_period; "": sync_period
+        "sync_start": "0 steps",  # until then replicas are averaged after every step
+        "offline_start": "0 steps",  # no outer weights are pushed before
+        "keep_pushes": 0,  # how many members stay on disk for re-sweeps; 0: what resuming needs
+        "data_mode": "shared", "optimizer_state": "local",
+        "recalibration_examples": 2000,
+    })
+    config.evaluation.every = "1 epoch"
+    return config.lock()
+
+
+def default_swamp_config() -> ConfigDict:
+    """All fields of SWAMP, and of IMP, with their defaults; `training.duration` is T, the length of a cycle.
+
+    Example:
+        >>> config = default_swamp_config()
+        >>> config.swamp.num_particles, config.swamp.fraction
+        (4, 0.2)
+        >>> config.swamp.num_particles = (1, 1, 4)
+    """
+    config = _shared_config()
+    config.swamp = ConfigDict({
+        # N; or a tuple: of the first cycles one by one, the last one for all later cycles (SWAMP+).
+        "num_particles": FieldReference(4, field_type=object),
+        "prunable": "kernel$",  # a regular expression over paths; "": every leaf of two or more dimensions
+        "pruner": "magnitude",
+        "fraction": 0.2,  # of the remaining weights, pruned after every cycle
+        "keep_one_per_output": False,  # the largest remaining weight of each output unit stays
+        "target_sparsity": 0.9,  # the first cycle at or above it is the last
+        "ticket_duration": "2 epochs",  # T0
+        "swa": True,  # otherwise a particle is its last weights
+        "swa_start": "75%",  # of a cycle
+        "swa_learning_rate": 0.05,
+        "swa_period": "1 epoch",
+        "averaging": "always",
+        "gate_fraction": 0.05,  # of the training images, held out of training to compare average and particles
+        "rewind": "ticket",
+        "recalibration_examples": 2000,
+    })
+    return config.lock()
+
+
+def _shared_config():
     config = ConfigDict()
     config.seed = 0
     config.num_devices = 0  # 0: all
@@ -40,22 +90,11 @@ def default_config() -> ConfigDict:
     config.schedule = ConfigDict({
         "name": "constant", "warmup": "0 steps", "milestones": ("50%", "75%"), "factor": 0.1, "final_fraction": 0.0,
     })
-    config.training = ConfigDict({"batch_size": 100, "duration": "20 epochs", "label_smoothing": 0.0, "ema_decay": 0.0})
-    config.hwa = ConfigDict({
-        "num_replicas": 2,  # K
-        "sync_period": "1 epoch",  # H
-        "window_size": 10,  # I, in pushes
-        "push_every": "",  # a multiple of sync_period; "": sync_period
-        "sync_start": "0 steps",  # until then replicas are averaged after every step
-        "offline_start": "0 steps",  # no outer weights are pushed before
-        "keep_pushes": 0,  # how many members stay on disk for re-sweeps; 0: what resuming needs
-        "data_mode": "shared", "optimizer_state": "local",
-        "recalibration_examples": 2000,
-    })
-    config.evaluation = ConfigDict({"every": "1 epoch", "batch_size": 500, "train_examples": 1000})
+    config.training = ConfigDict({"batch_size": 100, "duration": "20 epochs", "label_smoothing": 0.0})
+    config.evaluation = ConfigDict({"batch_size": 500, "train_examples": 1000})
     config.checkpoint = ConfigDict({"every": "1 epoch", "keep": 2})
     config.logging = ConfigDict({"every": "50 steps", "tensorboard": True})
-    return config.lock()
+    return config
 
 
 def validate(config: ConfigDict) -> None:
@@ -72,22 +111,27 @@ def validate(config: ConfigDict) -> None:
         ...
         hwa_jax.errors.UserError: hwa.window_size=0: must be at least 1
     """
-    missing = _flatten(default_config().to_dict()).keys() - _flatten(dict(config)).keys()
+    begin = default_swamp_config if "swamp" in config else default_config
+    known = _flatten(begin().to_dict())
+    missing = known.keys() - _flatten(dict(config)).keys()
     if missing:
-        raise UserError(f"{min(missing)} is missing in the configuration: get_config() begins with default_config()")
-    for field, least in _LEAST.items():
+        raise UserError(f"{min(missing)} is missing in the configuration: get_config() begins with {begin.__name__}()")
+    for field in _fields(_LEAST, known):
         # A comparison with NaN is false.
-        if not least <= _get(config, field) < math.inf:
-            raise UserError(f"{field}={_get(config, field)!r}: must be at least {least}")
+        if not _LEAST[field] <= _get(config, field) < math.inf:
+            raise UserError(f"{field}={_get(config, field)!r}: must be at least {_LEAST[field]}")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed!r}: must be at least 0 and below 2**32")
-    for field, allowed in _CHOICES.items():
-        if _get(config, field) not in allowed:
-            raise UserError(f"{field}={_get(config, field)!r}: give one of {', '.join(map(repr, allowed))}")
-    for field in _FRACTIONS:
+    for field in _fields(_CHOICES, known):
+        if _get(config, field) not in _CHOICES[field]:
+            raise UserError(f"{field}={_get(config, field)!r}: give one of {', '.join(map(repr, _CHOICES[field]))}")
+    for field in _fields(_FRACTIONS, known):
         if not 0 <= _get(config, field) < 1:
             raise UserError(f"{field}={_get(config, field)!r}: must be at least 0 and below 1")
-    for field in _DURATIONS:
+    for field in _fields(_POSITIVE_FRACTIONS, known):
+        if not 0 < _get(config, field) < 1:
+            raise UserError(f"{field}={_get(config, field)!r}: must be above 0 and below 1")
+    for field in _fields(_DURATIONS, known):
         Duration.parse(_get(config, field), field)
 
 
@@ -108,19 +152,26 @@ _LEAST = {
     "training.batch_size": 1, "evaluation.batch_size": 1, "evaluation.train_examples": 1, "checkpoint.keep": 1,
     "data.num_train": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
     "optimizer.learning_rate": 0.0, "optimizer.sam_radius": 0.0, "optimizer.lookahead_rate": 0.0, "schedule.factor": 0.0,
-    "schedule.final_fraction": 0.0,
+    "schedule.final_fraction": 0.0, "swamp.swa_learning_rate": 0.0, "swamp.recalibration_examples": 1,
 }
 _CHOICES = {
     "model.norm": ("", "batch", "group", "none"), "model.dtype": ("float32", "bfloat16"),
     "hwa.data_mode": DATA_MODES, "hwa.optimizer_state": ("local", "average", "reset"),
+    "swamp.pruner": PRUNERS, "swamp.averaging": ("always", "when_safe"), "swamp.rewind": ("ticket", "previous"),
 }
 _FRACTIONS = (
     "data.validation_fraction", "data.label_noise", "training.label_smoothing", "training.ema_decay", "optimizer.momentum",
+    "swamp.gate_fraction",
 )
+_POSITIVE_FRACTIONS = ("swamp.fraction", "swamp.target_sparsity")
 _DURATIONS = (
     "training.duration", "hwa.sync_period", "hwa.sync_start", "hwa.offline_start", "evaluation.every", "checkpoint.every",
-    "logging.every", "schedule.warmup",
+    "logging.every", "schedule.warmup", "swamp.ticket_duration", "swamp.swa_start", "swamp.swa_period",
 )
+
+
+def _fields(table, known):
+    return [field for field in table if field in known]
 
 
 def _get(config, field):

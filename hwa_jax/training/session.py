@@ -1,8 +1,8 @@
 """A training between its start, or resume, and its end: state, checkpoints, log, clock."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,16 +19,39 @@ from hwa_jax.training.workdir import Workdir
 _logger = logging.getLogger(__name__)
 
 
+class Part(NamedTuple):
+    """A stretch of a run with a start of its own: a cycle of pruning, say.
+
+    Attributes:
+        checkpoints: the directory of its checkpoints, within the work directory.
+        start: () -> the TrainState it starts from.
+        total: completed steps at its end.
+        number: folded into the keys of batch order and augmentation; None for a run of one part.
+        offset: what is added to its steps in the log.
+        extra: further arguments of the optimizer's update.
+        facts: what every row of its log says.
+    """
+
+    checkpoints: str
+    start: Callable[[], TrainState]
+    total: int
+    number: int | None = None
+    offset: int = 0
+    extra: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+
+
 class Session:
     """What every algorithm needs around its steps; a context manager.
 
     Args:
         setup: the pieces.
         workdir: open; its newest whole checkpoint is where the session starts.
+        part: which part of a run it is; None: the whole run.
 
     Attributes:
         state: the stacked TrainState at the start.
-        first: completed steps at the start.
+        first: completed steps of the part at the start.
         promised: steps of the window's members when the checkpoint was made.
         clock: seconds by activity, restarts included.
 
@@ -36,32 +59,34 @@ class Session:
         UserError: the run has already done more steps than the configuration asks for.
     """
 
-    def __init__(self, setup: Setup, workdir: Workdir):
+    def __init__(self, setup: Setup, workdir: Workdir, part: Part | None = None):
         self.setup = setup
-        self._checkpoints = CheckpointStore(workdir.path / "checkpoints", keep=setup.config.checkpoint.keep)
+        self._part = part = part or Part("checkpoints", setup.initial_state, setup.periods.total)
+        self._checkpoints = CheckpointStore(workdir.path / part.checkpoints, keep=setup.config.checkpoint.keep)
         self.state, self.first, metadata = self._start()
         self.promised = metadata["window"]
         # A damaged log is refused before anything is written.
         read_json_lines(workdir.path / "metrics.jsonl")
         workdir.record()
         self.clock = Clock(metadata["seconds"])
-        self._writer = MetricsWriter(workdir.path, first=self.first, tensorboard=setup.config.logging.tensorboard)
-        if self.first:
+        self._writer = MetricsWriter(workdir.path, first=part.offset + self.first, tensorboard=setup.config.logging.tensorboard)
+        if metadata["seconds"]:
             _logger.info("resuming from the checkpoint of step %d", self.first)
-        self._bar = progress_bar(setup.periods.total, self.first, str(setup.config.model.name))
-        self._batch_key, self._noise_key = setup.keys()
-        self._epoch_indices, self._indices, self._done = setup.make_epoch_indices(), None, self.first
+        self._bar = progress_bar(part.total, self.first, str(setup.config.model.name))
+        self._batch_key, self._noise_key = setup.keys(part.number)
+        self._indices, self._done = None, self.first
         with self.clock.activity("compilation"):
-            indices = self._epoch_indices(self.state.step, self._batch_key)
-            self._step = setup.make_step().lower(self.state, indices, setup.train, self._noise_key).compile()
+            indices = setup.epoch_indices(self.state.step, self._batch_key)
+            self._step = setup.step.lower(self.state, indices, setup.train, self._noise_key, part.extra).compile()
 
     def _start(self):
-        restored = self._checkpoints.restore(like=jax.eval_shape(self.setup.initial_state))
+        restored = self._checkpoints.restore(like=jax.eval_shape(self._part.start))
         if restored is None:
-            return self.setup.initial_state(), 0, {"seconds": {}, "window": []}
-        if restored.step > self.setup.periods.total:
+            state = self._part.start()
+            return state, int(state.step), {"seconds": {}, "window": []}
+        if restored.step > self._part.total:
             raise UserError(
-                f"training.duration={self.setup.config.training.duration!r} is {self.setup.periods.total} steps, "
+                f"training.duration={self.setup.config.training.duration!r} is {self._part.total} steps, "
                 f"but the run has already done {restored.step}: give a longer one"
             )
         # A resume from an older checkpoint must not leave a newer one to be found next time.
@@ -71,14 +96,15 @@ class Session:
     def step(self, state: TrainState) -> TrainState:
         """One optimizer step of all replicas; dispatches and returns. `state` is donated."""
         if self._indices is None or self._done % self.setup.periods.epoch == 0:
-            self._indices = self._epoch_indices(state.step, self._batch_key)
+            self._indices = self.setup.epoch_indices(state.step, self._batch_key)
         self._done += 1
         self._bar.update()
-        return self._step(state, self._indices, self.setup.train, self._noise_key)
+        return self._step(state, self._indices, self.setup.train, self._noise_key, self._part.extra)
 
     def write(self, done: int, kind: str, values: dict[str, Any]) -> None:
         """Adds a row to the log."""
-        self._writer.write({"step": done, "epoch": done / self.setup.periods.epoch, "kind": kind, **values})
+        step = self._part.offset + done
+        self._writer.write({"step": step, "epoch": step / self.setup.periods.epoch, "kind": kind, **self._part.facts, **values})
 
     def log(self, done: int, state: TrainState) -> TrainState:
         """Writes the training loss and accuracy since the last log, and starts their sums again."""
@@ -107,7 +133,7 @@ class Session:
                 f"checkpoints kept: {self._checkpoints.steps or 'none'}"
             )
 
-    def checkpoint(self, done: int, state: TrainState, window: Sequence[int]) -> TrainState:
+    def checkpoint(self, done: int, state: TrainState, window: Sequence[int] = ()) -> TrainState:
         """Stores the state, and which steps the window holds; durable when it returns."""
         self.require_finite(state)
         with self.clock.activity("checkpoint"):

@@ -15,71 +15,15 @@ from hwa_jax import data, models, particles
 from hwa_jax.batch_stats import RecalibrationReport, recalibrate_batch_stats
 from hwa_jax.data import Dataset, Split, batches
 from hwa_jax.errors import UserError
-from hwa_jax.offline import exponential_average
+from hwa_jax.offline import Average, exponential_average
 from hwa_jax.online import with_online_average
 from hwa_jax.storage.safetensors import load_weights
 from hwa_jax.training.config import validate
-from hwa_jax.training.duration import Duration
 from hwa_jax.training.evaluation import Evaluator
 from hwa_jax.training.functional import FunctionalModel, as_pairs, from_nnx, from_pairs
 from hwa_jax.training.optimizers import make_optimizer, make_schedule
+from hwa_jax.training.periods import Periods
 from hwa_jax.training.step import PARTICLES, STATE_AXES, Progress, TrainState, make_step
-
-
-@dataclasses.dataclass(frozen=True)
-class Periods:
-    """The lengths of a training in optimizer steps; K, H and the rest as the configuration says."""
-
-    epoch: int
-    total: int
-    sync: int
-    push: int
-    sync_start: int
-    offline_start: int
-    evaluation: int
-    checkpoint: int
-    log: int
-
-    @classmethod
-    def of(cls, config: ConfigDict, steps_per_epoch: int) -> "Periods":
-        """Reads all durations.
-
-        Raises:
-            UserError: no steps at all, a period below one step, or pushes where no outer weights exist.
-        """
-        whole = Duration.parse(config.training.duration, "training.duration")
-        if whole.unit == "percent":
-            raise UserError(f"training.duration={config.training.duration!r}: percent of what? give steps or epochs")
-        total = whole.steps(steps_per_epoch)
-
-        def steps(field, least=1):
-            group, name = field.split(".")
-            length = Duration.parse(config[group][name], field).steps(steps_per_epoch, total)
-            if length < least:
-                raise UserError(f"{field}={config[group][name]!r} is {length} steps: must be at least {least}")
-            return length
-
-        if total < 1:
-            raise UserError(f"training.duration={config.training.duration!r} is {total} steps: must be at least 1")
-        sync = steps("hwa.sync_period")
-        push = steps("hwa.push_every") if config.hwa.push_every else sync
-        if push % sync:
-            raise UserError(
-                f"hwa.push_every={config.hwa.push_every!r} is {push} steps: must be a multiple of "
-                f"hwa.sync_period, {sync} steps, since outer weights exist only there"
-            )
-        return cls(
-            steps_per_epoch, total, sync, push, steps("hwa.sync_start", 0), steps("hwa.offline_start", 0),
-            steps("evaluation.every"), steps("checkpoint.every"), steps("logging.every"),
-        )
-
-    def is_regular_push(self, done: int) -> bool:
-        """Whether outer weights join the window after `done` steps, were training to go on."""
-        return done > self.sync_start and (done - self.sync_start) % self.push == 0 and done >= self.offline_start
-
-    def is_push(self, done: int) -> bool:
-        """As `is_regular_push`; the last, perhaps partial, cycle is pushed too."""
-        return self.is_regular_push(done) or done == self.total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +39,12 @@ class Setup:
         schedule: step -> learning rate.
         periods: all lengths in steps.
         mesh: the devices.
-        optimizer: the inner one wrapped in the online average.
         evaluator: weights and a split -> metrics.
+        optimizer: the inner one wrapped in what the algorithm does at every step.
+        num_replicas: K of HWA, N of SWAMP.
+        data_mode: which examples a replica sees, see `batches.epoch_indices`.
+        recalibration_examples: training images from which BatchNorm statistics are computed anew.
+        ema: the average of the weights that every step updates, or None.
     """
 
     config: ConfigDict
@@ -106,22 +54,15 @@ class Setup:
     test: Split
     train_sample: Split
     model: FunctionalModel
+    mesh: jax.sharding.Mesh
+    evaluator: Evaluator
     schedule: optax.Schedule
     periods: Periods
-    mesh: jax.sharding.Mesh
     optimizer: optax.GradientTransformationExtraArgs
-    evaluator: Evaluator
-
-    @property
-    def num_replicas(self) -> int:
-        """K."""
-        return self.config.hwa.num_replicas
-
-    @property
-    def ema(self):
-        """The exponential average of the weights after each step, or None."""
-        decay = self.config.training.ema_decay
-        return exponential_average(decay) if decay else None
+    num_replicas: int
+    data_mode: str
+    recalibration_examples: int
+    ema: Average | None
 
     def initial_state(self) -> TrainState:
         """K equal replicas: at random from the seed, or from `init_from`."""
@@ -133,10 +74,11 @@ class Setup:
         one = TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params), ema, Progress.zero())
         return self.place(particles.replicate(one, self.num_replicas)._replace(step=one.step))
 
-    def place(self, state: TrainState) -> TrainState:
-        """Lays a stacked state out over the devices, in buffers of its own."""
-        # Through a jitted copy: the step donates its state, and must not be given a buffer that NumPy still owns.
-        return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self._shardings)(state)
+    @functools.cached_property
+    def place(self):
+        """Stacked state -> the same laid out over the devices, in buffers of its own; jitted."""
+        # A copy: the step donates its state, and must not be given a buffer that NumPy still owns.
+        return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=self._shardings)
 
     @functools.cached_property
     def zero_progress(self):
@@ -150,33 +92,41 @@ class Setup:
             NamedSharding(self.mesh, PartitionSpec() if axis is None else PartitionSpec("device")) for axis in STATE_AXES
         ))
 
-    def make_step(self):
-        """(state, indices, split, key) -> state for all K replicas; jitted, the state is donated."""
+    @functools.cached_property
+    def step(self):
+        """(state, indices, split, key, extra) -> state for all replicas; jitted, the state is donated.
+
+        `extra`, further arguments of the optimizer's update, is shared by all replicas.
+        """
         step = make_step(
             self.model, self.optimizer, mean=self.dataset.mean, std=self.dataset.std,
             augment={"crop_padding": self.config.data.crop_padding, "flip": self.config.data.flip},
             label_smoothing=self.config.training.label_smoothing, ema=self.ema,
         )
-        mapped = particles.vectorize(step, in_axes=(STATE_AXES, 0, None, None), out_axes=STATE_AXES, mesh=self.mesh)
+        mapped = particles.vectorize(step, in_axes=(STATE_AXES, 0, None, None, None), out_axes=STATE_AXES, mesh=self.mesh)
         return jax.jit(mapped, donate_argnums=0)
 
-    def make_epoch_indices(self):
+    @functools.cached_property
+    def epoch_indices(self):
         """(step, key) -> int32 [K, steps per epoch, batch], the batches of the epoch that holds `step`."""
-        num_replicas, config = self.num_replicas, self.config
+        num_replicas = self.num_replicas
 
         def indices(particle, step, key):
             return batches.epoch_indices(
                 key, particle, step // self.periods.epoch, num_examples=self.dataset.train.num_examples,
-                batch_size=config.training.batch_size, num_particles=num_replicas, data_mode=config.hwa.data_mode,
+                batch_size=self.config.training.batch_size, num_particles=num_replicas, data_mode=self.data_mode,
             )
 
         mapped = particles.vectorize(indices, in_axes=(0, None, None), mesh=self.mesh)
         return jax.jit(lambda step, key: mapped(jnp.arange(num_replicas), step, key))
 
-    def keys(self) -> tuple[jax.Array, jax.Array]:
-        """The streams of batch order, and of augmentation and dropout."""
+    def keys(self, part: int | None = None) -> tuple[jax.Array, jax.Array]:
+        """The streams of batch order, and of augmentation and dropout; every part of a run has its own."""
         key = jax.random.key(self.config.seed)
-        return tuple(jax.device_put(jax.random.fold_in(key, stream), self.replicated) for stream in (1, 2))
+        keys = [jax.random.fold_in(key, stream) for stream in (1, 2)]
+        if part is not None:
+            keys = [jax.random.fold_in(key, part) for key in keys]
+        return tuple(jax.device_put(key, self.replicated) for key in keys)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -193,7 +143,7 @@ class Setup:
         if not jax.tree.leaves(batch_stats):
             return batch_stats, None
         size = self.config.training.batch_size
-        number = min(self.config.hwa.recalibration_examples, self.dataset.train.num_examples)
+        number = min(self.recalibration_examples, self.dataset.train.num_examples)
         chunks = [slice(start, min(start + size, number)) for start in range(0, number, size)]
         pairs, report = recalibrate_batch_stats(
             lambda chunk: (self._moments(params, batch_stats, self.train.images[chunk]), chunk.stop - chunk.start), chunks,
@@ -209,49 +159,81 @@ class Setup:
 
 
 def prepare(config: ConfigDict) -> Setup:
-    """Reads the data and builds everything; writes nothing.
+    """Reads the data and builds everything that HWA needs; writes nothing.
 
     Raises:
         UserError: a field, data set or device count that does not fit; one line.
     """
     validate(config)
+    dataset, hwa = load_dataset(config), config.hwa
+    mesh = _mesh(config)
+    steps_per_epoch = batches.steps_per_epoch(
+        dataset.train.num_examples, config.training.batch_size, hwa.num_replicas, hwa.data_mode
+    )
+    periods = Periods.of(config, steps_per_epoch)
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps_per_epoch, periods.total)
+    optimizer = with_online_average(
+        make_optimizer(config.optimizer, schedule), periods.sync, PARTICLES,
+        optimizer_state=hwa.optimizer_state, start_step=periods.sync_start,
+    )
+    decay = config.training.ema_decay
+    setup = Setup(
+        **pieces(config, dataset, mesh), schedule=schedule, periods=periods, optimizer=optimizer,
+        num_replicas=hwa.num_replicas, data_mode=hwa.data_mode, recalibration_examples=hwa.recalibration_examples,
+        ema=exponential_average(decay) if decay else None,
+    )
+    # What does not fit the network (init_from, optimizer.decay_pattern) is said before anything is written.
+    jax.eval_shape(setup.initial_state)
+    return setup
+
+
+def load_dataset(config: ConfigDict) -> Dataset:
+    """The data set of a configuration, in host memory.
+
+    Raises:
+        UserError: a data set that cannot be read, or no validation split.
+    """
     dataset = data.load(
         config.data.name, data_dir=config.data.data_dir or None, num_train=config.data.num_train or None,
         validation_fraction=config.data.validation_fraction, label_noise=config.data.label_noise, seed=config.data.seed,
     )
     if not dataset.validation.num_examples:
         raise UserError(f"data.validation_fraction={config.data.validation_fraction}: curves need a validation split, give at least 0.01")
-    mesh = _mesh(config)
-    steps_per_epoch = batches.steps_per_epoch(
-        dataset.train.num_examples, config.training.batch_size, config.hwa.num_replicas, config.hwa.data_mode
-    )
-    periods = Periods.of(config, steps_per_epoch)
+    return dataset
+
+
+def pieces(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """The attributes of a `Setup` that no algorithm has its own way with."""
     model = from_nnx(lambda rngs: models.create(
         config.model.name, num_classes=dataset.num_classes, input_shape=dataset.train.image_shape,
         norm=config.model.norm or None, dtype=jnp.dtype(config.model.dtype), rngs=rngs,
     ))
-    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps_per_epoch, periods.total)
-    optimizer = with_online_average(
-        make_optimizer(config.optimizer, schedule), periods.sync, PARTICLES,
-        optimizer_state=config.hwa.optimizer_state, start_step=periods.sync_start,
-    )
     replicated = NamedSharding(mesh, PartitionSpec())
     sample = dataset.train.select(np.arange(min(config.evaluation.train_examples, dataset.train.num_examples)))
-    splits = [batches.to_device(split, replicated) for split in (dataset.train, dataset.validation, dataset.test, sample)]
-    evaluator = Evaluator(model, dataset.mean, dataset.std, batch_size=config.evaluation.batch_size, mesh=mesh)
-    setup = Setup(config, dataset, *splits, model, schedule, periods, mesh, optimizer, evaluator)
-    # What does not fit the network (init_from, optimizer.decay_pattern) is said before anything is written.
-    jax.eval_shape(setup.initial_state)
-    return setup
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test, "train_sample": sample}
+    return {
+        "config": config, "dataset": dataset, "model": model, "mesh": mesh,
+        **{name: batches.to_device(split, replicated) for name, split in splits.items()},
+        "evaluator": Evaluator(model, dataset.mean, dataset.std, batch_size=config.evaluation.batch_size, mesh=mesh),
+    }
+
+
+def num_devices(config: ConfigDict) -> int:
+    """How many devices the configuration asks for.
+
+    Raises:
+        UserError: more than JAX sees.
+    """
+    seen = len(jax.devices())
+    if config.num_devices > seen:
+        raise UserError(f"num_devices={config.num_devices}: JAX sees {seen} devices, give at most {seen}")
+    return config.num_devices or seen
 
 
 def _mesh(config):
-    devices = jax.devices()
-    wanted = config.num_devices or len(devices)
-    if wanted > len(devices):
-        raise UserError(f"num_devices={wanted}: JAX sees {len(devices)} devices, give at most {len(devices)}")
+    wanted = num_devices(config)
     if config.hwa.num_replicas % wanted:
         raise UserError(
             f"hwa.num_replicas={config.hwa.num_replicas}: must be a multiple of the {wanted} devices; set num_devices to a divisor"
         )
-    return particles.device_mesh(devices[:wanted])
+    return particles.device_mesh(jax.devices()[:wanted])

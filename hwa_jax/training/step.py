@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
         params: float32 weights.
         batch_stats: BatchNorm running statistics, empty without BatchNorm.
         opt_state: the optimizer's state.
-        ema: state of an exponential average of the weights after each step, or ().
+        ema: state of an average of the weights over time (exponential, or of SWAMP's particles uniform), or ().
         progress: sums for the log.
     """
 
@@ -71,7 +71,7 @@ def make_step(
     augment: dict[str, Any],
     label_smoothing: float = 0.0,
     ema: Average | None = None,
-) -> Callable[[TrainState, jax.Array, Split, jax.Array], TrainState]:
+) -> Callable[[TrainState, jax.Array, Split, jax.Array, dict[str, Any]], TrainState]:
     """The step of one particle: batch, augmentation, gradient, update, sums.
 
     Args:
@@ -83,7 +83,8 @@ def make_step(
         ema: an exponential average to keep.
 
     Returns:
-        step(state, indices [steps per epoch, batch], split on the device, key) -> state. Inside
+        step(state, indices [steps per epoch, batch], split on the device, key, extra) -> state; `extra`
+        are further arguments of the optimizer's update, such as {"mask": mask}. Inside
         `particles.vectorize` the key is folded with particle, epoch and step, so the numbers drawn
         depend on nothing else.
     """
@@ -94,7 +95,7 @@ def make_step(
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, (batch_stats, (logits.argmax(-1) == labels).sum(dtype=jnp.int32))
 
-    def step(state, indices, split, key):
+    def step(state, indices, split, key, extra):
         steps_per_epoch = indices.shape[0]
         epoch, position = state.step // steps_per_epoch, state.step % steps_per_epoch
         key = jax.random.fold_in(jax.random.fold_in(key, jax.lax.axis_index(PARTICLES)), epoch)
@@ -108,7 +109,7 @@ def make_step(
         (loss, (batch_stats, correct)), gradients = jax.value_and_grad(losses, has_aux=True)(
             state.params, state.batch_stats, images, labels, model_key
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, grad_fn=gradient)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, grad_fn=gradient, **extra)
         params = optax.apply_updates(state.params, updates)
         done = state.step + 1
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
