@@ -98,7 +98,7 @@ def test_it_makes_a_step(file, variant, monkeypatch):
     assert setup.train.num_examples == 8 and setup.periods.epoch == 2
     state, (batch_key, noise_key) = setup.initial_state(), setup.keys()
     before = jax.device_get(state.params)
-    state = setup.make_step()(state, setup.make_epoch_indices()(state.step, batch_key), setup.train, noise_key)
+    state = setup.step(state, setup.epoch_indices(state.step, batch_key), setup.train, noise_key, {})
     assert int(state.step) == 1
     assert np.isfinite(state.progress.loss).all() and (np.asarray(state.progress.loss) > 0).all()
     moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(state.params)))]
