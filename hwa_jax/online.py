@@ -194,7 +194,7 @@ def with_online_average(
         if optimizer_state == "average":
             inner_state = averaged
         elif optimizer_state == "reset":
-            inner_state = _reset(inner_state, inner.init(optax.apply_updates(params, updates)))
+            inner_state = reset_state(inner_state, inner.init(optax.apply_updates(params, updates)))
         return updates, distance, inner_state
 
     def update(updates, state, params=None, **extra_args):
@@ -326,8 +326,23 @@ _KEPT_STATES = (
 )
 
 
-def _reset(old, fresh):
-    """`fresh`, with those states of `old` that say where the run is; what they wrap is fresh again."""
+def reset_state(old: Any, fresh: Any) -> Any:
+    """`fresh`, with those states of `old` that say where the run is; what they wrap is fresh again.
+
+    Counts of schedules, injected hyperparameters and the like are kept; moments, and the counts that belong to them, are not.
+
+    Args:
+        old: state of an optax optimizer.
+        fresh: `init` of the same optimizer.
+
+    Example:
+        >>> tx = optax.sgd(lambda step: 0.1, momentum=0.9)
+        >>> fresh = tx.init(jnp.zeros(2))
+        >>> _, old = tx.update(jnp.ones(2), fresh)
+        >>> trace, schedule = reset_state(old, fresh)
+        >>> print(trace.trace, schedule.count)
+        [0. 0.] 1
+    """
 
     def is_kept(node):
         return isinstance(node, _KEPT_STATES)
@@ -336,7 +351,7 @@ def _reset(old, fresh):
         if not is_kept(new):
             return new
         wrapped = {"inner_state", "inner_opt_state"}.intersection(new._fields)
-        return previous._replace(**{name: _reset(getattr(previous, name), getattr(new, name)) for name in wrapped})
+        return previous._replace(**{name: reset_state(getattr(previous, name), getattr(new, name)) for name in wrapped})
 
     return jax.tree.map(choose, fresh, old, is_leaf=is_kept)
 

@@ -1,0 +1,36 @@
+"""Prunes one network by SWAMP: sparse weight averaging with multiple particles.
+
+    python experiments/train_swamp.py --config=configs/swamp_digits.py --workdir=runs/swamp --config.swamp.num_particles=8
+
+The same command continues an interrupted run, and a finished one to a higher --config.swamp.target_sparsity. One
+particle without SWA is iterative magnitude pruning.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from hwa_jax.algorithms import swamp
+from hwa_jax.report.tables import print_metrics
+from hwa_jax.training import program
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, see configs/")
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory for ticket, cycles, checkpoints and results")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "start over, deleting what --workdir holds")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> int:
+    program.enable_compilation_cache(f"{_WORKDIR.value}.compiled")
+    results = swamp.train(_CONFIG.value, _WORKDIR.value, overwrite=_OVERWRITE.value)
+    if results is None:
+        return program.INTERRUPTED
+    print_metrics({
+        f"{cycle['sparsity']:.1%} pruned": {split: metrics for split, metrics in cycle["evaluation"][cycle["solution"]].items()}
+        for cycle in results["cycles"]
+    })
+    print(f"weights: {_WORKDIR.value}/weights.safetensors   figures: {_WORKDIR.value}/results.json")
+    return 0
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,296 @@
+"""A run of pruning in cycles: its work directory, its trainings, and what it stores of each cycle.
+
+    ticket/                the matching ticket: one particle after T0 dense steps (Orbax)
+    cycles/003/            a finished cycle, whole or absent
+      average.safetensors  its mask, a bit per weight, and the average of the particles, see `storage.sparse_weights`
+      particle_0.safetensors ...  what was averaged; absent where the average is the one particle
+      metrics.json         density, cost, decision of the gate, metrics of all weights on all splits
+    checkpoints/           of the ticket's training and of the cycle that is running (Orbax)
+    metrics.jsonl          training loss and accuracy, step by step over all cycles
+    results.json           written last: all cycles
+    weights.safetensors    the final sparse network with its zeros, for `load_predictor`
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwa_jax import masks
+from hwa_jax.errors import UserError
+from hwa_jax.storage import atomic
+from hwa_jax.storage.checkpoint import CheckpointStore
+from hwa_jax.storage.safetensors import named_leaves, save_weights
+from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
+from hwa_jax.training import loop
+from hwa_jax.training.config import SWAMP_MAY_CHANGE_ON_RESUME
+from hwa_jax.training.interruption import Interruption
+from hwa_jax.training.loop import Event
+from hwa_jax.training.predictor import description
+from hwa_jax.training.session import Part, Session
+from hwa_jax.training.sparse_setup import SparseSetup
+from hwa_jax.training.step import TrainState
+from hwa_jax.training.weights import Weights
+from hwa_jax.training.workdir import Workdir, read_json
+
+_logger = logging.getLogger(__name__)
+
+
+class Trained(NamedTuple):
+    """The particles of a cycle at its end.
+
+    Attributes:
+        setup: the pieces for this many particles.
+        cycle: its number, from 0.
+        mask: under which they were trained.
+        state: stacked.
+        seconds: by activity.
+    """
+
+    setup: SparseSetup
+    cycle: int
+    mask: Any
+    state: TrainState
+    seconds: dict[str, float]
+
+
+class Solution(NamedTuple):
+    """What a finished cycle found.
+
+    Attributes:
+        weights: by whose magnitudes the mask is pruned; NumPy arrays, exactly zero where the mask is False.
+        metrics: what metrics.json says.
+    """
+
+    weights: Weights
+    metrics: dict[str, Any]
+
+
+class PruningRun:
+    """What IMP and SWAMP need around their boxes; a context manager that a signal leaves early.
+
+    After SIGTERM or SIGINT the running training makes a checkpoint and the `with` block ends without an error.
+
+    Args:
+        setup: the pieces, for any number of particles.
+        directory: the work directory.
+        overwrite: start over, deleting what is there.
+
+    Raises:
+        UserError: the directory belongs to another configuration or other data, or is in use.
+    """
+
+    def __init__(self, setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False):
+        self._setups = {setup.num_replicas: setup}
+        self.setup, self.config = setup, setup.config
+        self._workdir = Workdir(
+            directory, setup.config, setup.dataset.fingerprint, overwrite=overwrite, may_change=SWAMP_MAY_CHANGE_ON_RESUME
+        )
+        self._interruption = Interruption()
+
+    def __enter__(self) -> "PruningRun":
+        self._interruption.__enter__()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> bool:
+        self._interruption.__exit__()
+        self._workdir.__exit__()
+        return kind is _Stopped
+
+    def results(self) -> dict[str, Any] | None:
+        """What a finished run wrote; None if it is not finished, or has a new target."""
+        found = self._workdir.results()
+        same = found is not None and found["config"]["swamp"]["target_sparsity"] == self.config.swamp.target_sparsity
+        return found if same else None
+
+    def train_ticket(self) -> TrainState:
+        """The matching ticket, θ_T0: one particle after T0 steps of dense training; NumPy arrays."""
+        store = CheckpointStore(self._workdir.path / "ticket", keep=1)
+        found = store.restore()
+        if found is None:
+            setup, mask = self._with_particles(1), self.setup.dense_mask()
+            part = Part(
+                "checkpoints/ticket", setup.initial_state, setup.periods.ticket, number=0,
+                extra={"mask": jax.device_put(mask, setup.replicated)},
+            )
+            state, _ = self._train(setup, part)
+            one = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state)._replace(step=()))
+            store.save(setup.periods.ticket, one._replace(step=np.asarray(state.step)))
+            self._remove_checkpoints(part)
+            found = store.restore()
+        return found.tree
+
+    def train_particles(self, cycle: int, num_particles: int, origin: TrainState, mask: Any) -> Trained:
+        """Trains N particles from θ∘m, T steps; they differ in batch order and augmentation alone."""
+        setup = self._with_particles(num_particles)
+        state, seconds = self._train(setup, self._part(setup, cycle, origin, mask))
+        return Trained(setup, cycle, mask, state, seconds)
+
+    def stored(self, cycle: int, mask: Any) -> Solution | None:
+        """What a cycle that is finished found; None if it is not.
+
+        Raises:
+            UserError: it was trained under another mask.
+        """
+        directory = self._cycle(cycle)
+        metrics = read_json(directory / "metrics.json")
+        if metrics is None:
+            return None
+        params, batch_stats, stored_mask = load_sparse_weights(directory / f"{metrics['solution']}.safetensors")
+        masks.check_equal(mask, stored_mask)
+        return Solution(Weights(params, batch_stats), metrics)
+
+    def store(
+        self, trained: Trained, average: Weights, particles: Sequence[Weights] = (), *, solution: str = "average",
+        gate: dict[str, Any] | None = None,
+    ) -> Solution:
+        """Evaluates and stores what a cycle found, all of it or nothing.
+
+        Args:
+            trained: the particles.
+            average: their average.
+            particles: what was averaged, if that is not the average itself.
+            solution: "average", or "particle_0" ...: by whose magnitudes the mask is pruned.
+            gate: what the gate measured.
+        """
+        stored = {"average": average, **{f"particle_{n}": weights for n, weights in enumerate(particles)}}
+        metrics = self._metrics(trained, stored)
+        metrics |= {"solution": solution, "gate": gate}
+        directory = self._cycle(trained.cycle)
+        aside = directory.parent / f".{directory.name}.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name, weights in jax.device_get(stored).items():
+            about = {"weights": name, "cycle": trained.cycle, **description(trained.setup)}
+            save_sparse_weights(aside / f"{name}.safetensors", *weights, trained.mask, about)
+        atomic.write_json(aside / "metrics.json", metrics)
+        atomic.commit_directory(aside, directory)
+        self._remove_checkpoints(self._part(trained.setup, trained.cycle, None, trained.mask))
+        return self.stored(trained.cycle, trained.mask)
+
+    def is_target(self, cycle: int, mask: Any) -> bool:
+        """Whether this cycle, trained under `mask`, is the last.
+
+        Raises:
+            UserError: the run has gone beyond the target already.
+        """
+        target = self.config.swamp.target_sparsity
+        if sparsity(mask) < target:
+            return False
+        following = read_json(self._cycle(cycle + 1) / "metrics.json")
+        if following is not None:
+            raise UserError(
+                f"swamp.target_sparsity={target}: the run has already reached {following['sparsity']:.4f} in cycle {cycle + 1}: "
+                "give at least that, or choose another --workdir"
+            )
+        return True
+
+    def prune(self, cycle: int, weights: Weights, mask: Any) -> Any:
+        """The next mask: `swamp.fraction` of the remaining weights go.
+
+        Raises:
+            UserError: nothing is left to prune before the target is reached, or NaN weights.
+        """
+        swamp = self.config.swamp
+        pruned = masks.prune(
+            weights.params, mask, swamp.fraction, swamp.pruner, keep_one_per_output=swamp.keep_one_per_output,
+            key=jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), 3), cycle),
+        )
+        if masks.count(pruned) == masks.count(mask):
+            raise UserError(
+                f"swamp.fraction={swamp.fraction}: of the {masks.count(mask)} weights that remain none would go, and "
+                f"swamp.target_sparsity={swamp.target_sparsity} is not reached: raise the one or lower the other"
+            )
+        return pruned
+
+    def finish(self, cycle: int, solution: Solution) -> dict[str, Any]:
+        """Writes results.json and the final network; returns the former's contents."""
+        cycles = [read_json(self._cycle(number) / "metrics.json") for number in range(cycle + 1)]
+        facts = {
+            "config": self.config.to_dict(), "data_fingerprint": self.setup.dataset.fingerprint, "sparsity": cycles[-1]["sparsity"],
+            "final": cycles[-1]["evaluation"],
+        }
+        about = {"weights": solution.metrics["solution"], **facts, **description(self.setup)}
+        save_weights(self._workdir.path / "weights.safetensors", *solution.weights, about)
+        # The configuration on record says the new target, where there is one.
+        self._workdir.record()
+        self._workdir.write_results({**facts, "cycles": cycles})
+        return self._workdir.results()
+
+    def _with_particles(self, num_particles):
+        if num_particles not in self._setups:
+            self._setups[num_particles] = self.setup.with_particles(num_particles)
+        return self._setups[num_particles]
+
+    def _part(self, setup, cycle, origin, mask):
+        return Part(
+            f"checkpoints/cycle_{cycle:03d}", lambda: setup.particles_at(origin, mask), setup.periods.total, number=cycle + 1,
+            offset=cycle * setup.periods.cycle, extra={"mask": jax.device_put(mask, setup.replicated)}, facts={"cycle": cycle},
+        )
+
+    def _train(self, setup, part):
+        with Session(setup, self._workdir, part) as session:
+            periods = setup.periods
+
+            def every(period):
+                return lambda done: done % period == 0 or done == part.total
+
+            after = [
+                Event("collect", lambda done: setup.swa is not None and periods.is_collected(done), lambda _, state: setup.collect(state)),
+                Event("log", every(periods.log), session.log),
+                Event("checkpoint", every(periods.checkpoint), session.checkpoint),
+            ]
+            state, complete = loop.run(
+                session.state, session.step, range(session.first, part.total), after=after,
+                should_stop=self._interruption.requested,
+            )
+            if not complete:
+                session.checkpoint(int(state.step), state)
+                _logger.warning("stopped by a signal at %s: the same command continues", part.checkpoints)
+                raise _Stopped
+            return state, session.clock.seconds()
+
+    def _metrics(self, trained, stored):
+        setup, mask = trained.setup, trained.mask
+        splits = {"train": setup.train_sample, "validation": setup.validation, "test": setup.test}
+        evaluation = {
+            name: {split: setup.evaluator.one(*weights, images) for split, images in splits.items()}
+            for name, weights in stored.items()
+        }
+        for split, images in splits.items():
+            for n, metrics in enumerate(setup.evaluator.stacked(trained.state.params, trained.state.batch_stats, images)):
+                evaluation.setdefault(f"last_{n}", {})[split] = metrics
+        return {
+            "cycle": trained.cycle, "num_particles": setup.num_replicas, "sparsity": sparsity(mask), "num_weights": masks.count(mask),
+            "density_per_layer": {name: float(np.mean(np.asarray(keep))) for name, keep in named_leaves(mask).items()},
+            "particle_epochs": setup.num_replicas * setup.periods.cycle / setup.periods.epoch,
+            "evaluation": evaluation, "seconds": trained.seconds,
+        }
+
+    def _cycle(self, number):
+        return self._workdir.path / "cycles" / f"{number:03d}"
+
+    def _remove_checkpoints(self, part):
+        if (self._workdir.path / part.checkpoints).exists():
+            atomic.remove_directory(self._workdir.path / part.checkpoints)
+
+
+class _Stopped(Exception):
+    """A signal asked the run to stop, and its checkpoint is made."""
+
+
+def sparsity(mask: Any) -> float:
+    """The share of the prunable weights that are gone.
+
+    Example:
+        >>> sparsity({"kernel": jnp.array([True, False, False, False])})
+        0.75
+    """
+    size = sum(leaf.size for leaf in jax.tree.leaves(mask))
+    # Not 1 - density, which may miss a target such as 0.9 by its last bit.
+    return (size - masks.count(mask)) / size
