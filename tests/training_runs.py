@@ -56,8 +56,12 @@ _CACHE = {
 
 def small_config(fields=()):
     """`default_config` with the values of SMALL and then `fields`, dotted name -> value."""
-    config = default_config()
-    for field, value in {**SMALL, **dict(fields)}.items():
+    return set_fields(default_config(), {**SMALL, **dict(fields)})
+
+
+def set_fields(config, fields):
+    """The configuration with these fields set, dotted name -> value."""
+    for field, value in fields.items():
         *groups, name = field.split(".")
         node = config
         for group in groups:
