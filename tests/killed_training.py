@@ -1,11 +1,14 @@
-"""experiments/train_hwa.py, saying what it is about to do and waiting to be told to go on.
+"""A program of experiments/, saying what it is about to do and waiting to be told to go on; and its other end.
 
-Before and after every step and every event that is due it writes a line to stdout, "enter push 8" or "exit push 8",
-and reads a line from stdin. Once stdin has ended, it goes on without asking.
+Before and after every step, every event that is due and every cycle that is stored the program writes a line to stdout,
+"enter push 8" or "exit push 8", and reads a line from stdin. Once stdin has ended, it goes on without asking.
 """
 
+import os
+import subprocess
 import sys
 
+from hwa_jax.algorithms.pruning_run import PruningRun
 from hwa_jax.training import loop
 from programs import ROOT
 
@@ -28,8 +31,8 @@ def watched(phase, act):
 
 
 def watch():
-    """Wraps the loop's steps and events."""
-    run, perform = loop.run, loop.perform
+    """Wraps the loop's steps and events, and what stores a cycle of pruning."""
+    run, perform, store = loop.run, loop.perform, PruningRun.store
 
     def watched_run(state, step, steps, **keywords):
         numbers = iter(steps)
@@ -39,12 +42,71 @@ def watch():
     def watched_perform(event, done, state):
         return perform(event._replace(act=watched(event.name, event.act)), done, state)
 
-    loop.run, loop.perform = watched_run, watched_perform
+    def watched_store(pruning, trained, *args, **keywords):
+        return watched("store", lambda cycle, _: store(pruning, trained, *args, **keywords))(trained.cycle, None)
+
+    loop.run, loop.perform, PruningRun.store = watched_run, watched_perform, watched_store
+
+
+def watched_command(program, config, fields, compiled):
+    """Arguments and environment of a watched program, less its work directory.
+
+    Args:
+        program: of experiments/.
+        config: of configs/.
+        fields: dotted name -> value.
+        compiled: the directory of compiled programs.
+    """
+    environment = {
+        **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT),
+    }
+    overrides = [f"--config.{field}={value}" for field, value in fields.items()]
+    return [sys.executable, __file__, program, f"--config={ROOT / 'configs' / config}", *overrides], environment
+
+
+class Child:
+    """The training as a child process that waits before and after every step and event."""
+
+    def __init__(self, command, directory):
+        arguments, environment = command
+        self.process = subprocess.Popen(
+            [*arguments, f"--workdir={directory}"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+
+    def wait_for(self, moment, phase, least):
+        """Lets it go until `moment` ("enter" or "exit") of `phase` after at least so many steps; returns the step."""
+        for line in self.process.stdout:
+            said, *name, done = line.split()
+            if (said, " ".join(name)) == (moment, phase) and int(done) >= least:
+                return int(done)
+            self.go()
+        raise AssertionError(f"ended with {self.process.wait()} before it could {moment} {phase} after step {least}")
+
+    def go(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def kill(self):
+        """Ends it without warning."""
+        self.process.kill()
+        self._end()
+
+    def finish(self):
+        """Lets it go on to its end; returns the exit code."""
+        self.process.stdin.close()
+        self.process.stdout.read()
+        return self._end()
+
+    def _end(self):
+        code = self.process.wait()
+        self.process.stdout.close()
+        return code
 
 
 if __name__ == "__main__":
     import runpy
 
     watch()
-    sys.argv[0] = str(ROOT / "experiments" / "train_hwa.py")
+    sys.argv[:2] = [str(ROOT / "experiments" / sys.argv[1])]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -15,7 +15,7 @@ SMALL_PRUNING = {
     "optimizer.momentum": 0.5, "optimizer.nesterov": False, "optimizer.learning_rate": 0.05, "optimizer.weight_decay": 0.01,
     "training.batch_size": 10, "training.duration": "8 steps", "swamp.ticket_duration": "4 steps", "swamp.num_particles": 2,
     "swamp.fraction": 0.36, "swamp.target_sparsity": 0.5, "swamp.swa_start": "50%", "swamp.swa_period": "2 steps",
-    "swamp.swa_learning_rate": 0.02, "swamp.gate_fraction": 0.0, "evaluation.batch_size": 64, "evaluation.train_examples": 50,
+    "swamp.swa_learning_rate": 0.02, "swamp.gate_fraction": 0.0, "evaluation.batch_size": 500, "evaluation.train_examples": 50,
     "checkpoint.every": "3 steps", "logging.every": "4 steps", "logging.tensorboard": False,
 }
 IMP = {f"swamp.{name}": value for name, value in imp.FIELDS.items()}

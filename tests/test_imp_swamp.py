@@ -253,7 +253,6 @@ def test_the_gate(pruned, tmp_path, averaging):
     helping = [jax.tree.map(lambda leaf: leaf + 0.1 * np.sign(leaf), good), jax.tree.map(lambda leaf: leaf - 0.1 * np.sign(leaf), good)]
     for number, (trees, hurts) in enumerate([(hurting, True), (helping, False)]):
         with PruningRun(setup, tmp_path / str(number)) as run:
-            (tmp_path / str(number) / "cycles").mkdir()
             solution = swamp.find_solution(run, Trained(setup, 0, setup.dense_mask(), stacked_state(setup, trees), {}))
         gate = solution.metrics["gate"]
         assert gate["averaging_hurts"] is hurts
@@ -285,7 +284,8 @@ def test_held_out_images_are_in_no_other_split():
 
 
 def test_eight_devices_against_one(tmp_path):
-    fields = {"swamp.num_particles": 8, "swamp.target_sparsity": 0.3, "data.crop_padding": 1, "model.norm": "batch"}
+    fields = {"swamp.num_particles": 8, "swamp.target_sparsity": 0.3, "swamp.swa_start": "0%", "training.duration": "4 steps",
+              "data.crop_padding": 1}
     for devices in (1, 8):
         setup = pruning_setup({**fields, "num_devices": devices})
         assert setup.mesh.size == devices
@@ -310,5 +310,5 @@ def test_a_new_mask_compiles_nothing(pruned, tmp_path, monkeypatch):
         prune(tmp_path, {"swamp.target_sparsity": 0.8})
     finally:
         jax.monitoring.clear_event_listeners()
-    assert len(counts) == 5 and counts[1] > 0
-    assert counts[1] == counts[2] == counts[3] == counts[4]
+    # At the start of cycles 0 to 4; the first one compiles everything.
+    assert len(counts) == 5 and counts[0] < counts[1] == counts[4]

@@ -1,17 +1,15 @@
 """SIGKILL and SIGTERM in every phase of a training: the same command again ends where an uninterrupted run ends."""
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from programs import ROOT
+from killed_training import Child, watched_command
 from training_runs import SMALL, checkpoint, compilation_cache_dir, exported, rows  # noqa: F401
 
 PHASES = ("step", "inner evaluation", "synchronization", "push", "evaluation", "log", "checkpoint")
@@ -25,51 +23,7 @@ FIELDS = {
 @pytest.fixture(scope="module")
 def command(compilation_cache_dir):  # noqa: F811
     """The command of the run, less its work directory; and its environment."""
-    environment = {
-        **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache_dir), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT),
-    }
-    fields = [f"--config.{field}={value}" for field, value in FIELDS.items()]
-    return [sys.executable, str(ROOT / "tests" / "killed_training.py"), f"--config={ROOT}/configs/hwa_digits.py", *fields], environment
-
-
-class Child:
-    """The training as a child process that waits before and after every step and event."""
-
-    def __init__(self, command, directory):
-        arguments, environment = command
-        self.process = subprocess.Popen(
-            [*arguments, f"--workdir={directory}"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-
-    def wait_for(self, moment, phase, least):
-        """Lets it go until `moment` ("enter" or "exit") of `phase` after at least so many steps; returns the step."""
-        for line in self.process.stdout:
-            said, *name, done = line.split()
-            if (said, " ".join(name)) == (moment, phase) and int(done) >= least:
-                return int(done)
-            self.go()
-        raise AssertionError(f"ended with {self.process.wait()} before it could {moment} {phase} after step {least}")
-
-    def go(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def kill(self):
-        """Ends it without warning."""
-        self.process.kill()
-        self._end()
-
-    def finish(self):
-        """Lets it go on to its end; returns the exit code."""
-        self.process.stdin.close()
-        self.process.stdout.read()
-        return self._end()
-
-    def _end(self):
-        code = self.process.wait()
-        self.process.stdout.close()
-        return code
+    return watched_command("train_hwa.py", "hwa_digits.py", FIELDS, compilation_cache_dir)
 
 
 @pytest.fixture(scope="module")

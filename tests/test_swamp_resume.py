@@ -1,0 +1,174 @@
+"""SWAMP that dies in every phase of a cycle: the same command again ends where an uninterrupted run ends."""
+
+import json
+import random
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from hwa_jax.algorithms.pruning_run import PruningRun
+from hwa_jax.storage import atomic
+from hwa_jax.storage.checkpoint import CheckpointStore
+from hwa_jax.training import loop
+from hwa_jax.training.session import Session
+from killed_training import Child, watched_command
+from pruning_runs import SMALL_PRUNING, prune
+from training_runs import compilation_cache_dir, compiled_once, listing, rows  # noqa: F401
+
+# A small part of everything: statistics to average, a gate, averages over time, checkpoints that lie between two logs.
+FIELDS = {
+    **SMALL_PRUNING, "training.duration": "5 steps", "swamp.swa_start": "1 steps", "swamp.gate_fraction": 0.1, "model.norm": "batch",
+    "checkpoint.every": "2 steps", "logging.every": "3 steps", "logging.tensorboard": True, "swamp.averaging": "when_safe",
+}
+PHASES = ("step", "collect", "log", "checkpoint", "store")
+
+
+def assert_same_run(mine, theirs):
+    files = {path.relative_to(theirs) for path in theirs.rglob("*.safetensors")}
+    assert {path.relative_to(mine) for path in mine.rglob("*.safetensors")} == files and len(files) == 3 * 3 + 1
+    for path in files:
+        assert (mine / path).read_bytes() == (theirs / path).read_bytes(), path
+    for cycle in range(3):
+        metrics = [json.loads((run / "cycles" / f"{cycle:03d}" / "metrics.json").read_text()) for run in (mine, theirs)]
+        assert {**metrics[0], "seconds": 0} == {**metrics[1], "seconds": 0}
+    tickets = [CheckpointStore(run / "ticket").restore().tree for run in (mine, theirs)]
+    jax.tree.map(np.testing.assert_array_equal, *tickets)
+    assert rows(mine) == rows(theirs)
+    assert not list((mine / "checkpoints").iterdir())
+
+
+class Died(BaseException):
+    """The process is gone, as far as this one can act it."""
+
+
+def dying(function, after, *, done):
+    """`function`, until its call number `after`, from 0: that one dies, before its work or once it is done."""
+    calls = iter(range(10**6))
+
+    def call(*args, **keywords):
+        dies = next(calls) == after
+        if dies and not done:
+            raise Died
+        result = function(*args, **keywords)
+        if dies:
+            raise Died
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(compiled_once, tmp_path_factory):  # noqa: F811
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    prune(directory, FIELDS)
+    return directory
+
+
+# Where it dies, how often that has been called since the start, and whether its work was done.
+DEATHS = [
+    (Session, "step", 2, False), (CheckpointStore, "save", 2, True), (Session, "step", 3, True), (loop, "perform", 8, True),
+    (PruningRun, "store", 0, False), (atomic, "commit_directory", 1, True), (atomic, "remove_directory", 1, False),
+    (Session, "step", 6, False), (PruningRun, "store", 0, True), (PruningRun, "prune", 1, True), (PruningRun, "finish", 0, False),
+    (PruningRun, "finish", 0, True),
+]
+
+
+def test_deaths_in_every_phase(uninterrupted, tmp_path):
+    for place, name, after, done in DEATHS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, name, dying(getattr(place, name), after, done=done))
+            with pytest.raises(Died):
+                prune(tmp_path, FIELDS)
+    results = prune(tmp_path, FIELDS)
+    assert len(results["cycles"]) == 3
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_finished_run_returns_at_once(uninterrupted, monkeypatch):
+    before = listing(uninterrupted)
+    monkeypatch.setattr(loop, "run", None)
+    assert prune(uninterrupted, FIELDS)["sparsity"] >= 0.5
+    assert listing(uninterrupted) == before
+
+
+def test_a_finished_run_continues_to_higher_sparsity(uninterrupted, tmp_path, monkeypatch):
+    shutil.copytree(uninterrupted, tmp_path / "extended")
+    finished = {path: content for path, content in listing(tmp_path / "extended").items() if path.startswith(("cycles", "ticket"))}
+    trained, train = [], PruningRun.train_particles
+    monkeypatch.setattr(PruningRun, "train_particles", lambda run, cycle, *args: trained.append(cycle) or train(run, cycle, *args))
+    longer = {**FIELDS, "swamp.target_sparsity": 0.7}
+    results = prune(tmp_path / "extended", longer)
+    assert trained == [3] and len(results["cycles"]) == 4 and results["sparsity"] >= 0.7
+    after = listing(tmp_path / "extended")
+    assert {path: after[path] for path in finished} == finished
+    assert prune(tmp_path / "longer", longer)["final"] == results["final"]
+    for name in ("weights.safetensors", "cycles/003/average.safetensors"):
+        assert after[name] == listing(tmp_path / "longer")[name]
+
+
+@pytest.fixture(scope="module")
+def command(compilation_cache_dir):  # noqa: F811
+    return watched_command("train_swamp.py", "swamp_digits.py", FIELDS, compilation_cache_dir)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_child(command, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("child") / "run"
+    assert Child(command, directory).finish() == 0
+    return directory
+
+
+def kill_once(command, directory, phase, within, occurrence, rng):
+    """One start that is killed before or within a phase that comes for the given time, if it comes so often."""
+    child = Child(command, directory)
+    try:
+        for _ in range(occurrence):
+            child.wait_for("enter", phase, 0)
+            child.go()
+        child.wait_for("enter", phase, 0)
+    except AssertionError:
+        return False
+    if within:
+        child.go()
+        time.sleep(rng.uniform(0, 0.02))
+    child.kill()
+    return True
+
+
+def test_a_kill_in_mid_cycle(command, uninterrupted_child, tmp_path):
+    # The ticket has 4 steps: the seventh is the third of the first cycle, after a checkpoint of its second.
+    assert kill_once(command, tmp_path / "run", "step", True, 6, random.Random(0))
+    assert (tmp_path / "run" / "checkpoints" / "cycle_000").is_dir() and not (tmp_path / "run" / "cycles").exists()
+    assert Child(command, tmp_path / "run").finish() == 0
+    assert_same_run(tmp_path / "run", uninterrupted_child)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_in_every_phase(command, uninterrupted_child, tmp_path, seed):
+    rng, hit = random.Random(seed), set()
+    kills = [(phase, within) for phase in PHASES for within in (False, True)]
+    rng.shuffle(kills)
+    for phase, within in kills:
+        if kill_once(command, tmp_path / "run", phase, within, rng.randint(0, 1), rng):
+            hit.add(phase)
+    assert Child(command, tmp_path / "run").finish() == 0
+    assert len(hit) >= 3
+    assert_same_run(tmp_path / "run", uninterrupted_child)
+
+
+@pytest.mark.slow
+def test_a_signal_makes_a_checkpoint(command, uninterrupted_child, tmp_path):
+    child = Child(command, tmp_path / "run")
+    child.wait_for("enter", "store", 0)
+    child.go()
+    child.wait_for("enter", "step", 7)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 143
+    assert int(CheckpointStore(tmp_path / "run" / "checkpoints" / "cycle_001").restore().tree.step) == 7
+    assert Child(command, tmp_path / "run").finish() == 0
+    assert_same_run(tmp_path / "run", uninterrupted_child)
