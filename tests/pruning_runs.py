@@ -2,6 +2,10 @@
 
 import pathlib
 
+import jax
+import jax.numpy as jnp
+
+from hwa_jax import particles
 from hwa_jax.algorithms import imp, swamp
 from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.storage.sparse_weights import load_sparse_weights
@@ -39,3 +43,10 @@ def cycle_weights(directory, cycle, name="average"):
     """(params, mask) of a finished cycle, arrays by path; the mask of prunable leaves alone."""
     params, _, mask = load_sparse_weights(pathlib.Path(directory) / "cycles" / f"{cycle:03d}" / f"{name}.safetensors")
     return named_leaves(params), named_leaves(mask)
+
+
+def stacked_state(setup, trees):
+    """A state whose particles have these weights."""
+    origin = jax.tree.map(lambda leaf: leaf[0], setup.with_particles(1).initial_state()._replace(step=()))._replace(step=jnp.int32(0))
+    state = setup.particles_at(origin, setup.dense_mask())
+    return state._replace(params=particles.stack(trees))

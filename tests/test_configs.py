@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from hwa_jax.data.dataset import Dataset, Split
 from hwa_jax.training import setup as training_setup
-from hwa_jax.training.config import default_config, validate
-from hwa_jax.training.setup import prepare
+from hwa_jax.training import sparse_setup
+from hwa_jax.training.config import default_config, default_swamp_config, validate
 from programs import ROOT
 from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
 
@@ -57,7 +57,8 @@ def test_it_is_valid(file, variant):
     validate(base)
     assert base.data.name in SHAPES
     # Nothing but what a configuration has.
-    assert set(base.keys()) == set(default_config().keys())
+    default = default_swamp_config() if "swamp" in base else default_config()
+    assert set(base.keys()) == set(default.keys())
     assert isinstance(config, ConfigDict) and config.is_locked
 
 
@@ -94,11 +95,12 @@ def test_it_makes_a_step(file, variant, monkeypatch):
     base.training.batch_size = 4
     # Epochs have two steps here; what is given in steps may be longer than that.
     base.schedule.warmup = "0 steps"
-    setup = prepare(base)
+    setup = (sparse_setup if "swamp" in base else training_setup).prepare(base)
     assert setup.train.num_examples == 8 and setup.periods.epoch == 2
     state, (batch_key, noise_key) = setup.initial_state(), setup.keys()
+    extra = {"mask": setup.dense_mask()} if "swamp" in base else {}
     before = jax.device_get(state.params)
-    state = setup.step(state, setup.epoch_indices(state.step, batch_key), setup.train, noise_key, {})
+    state = setup.step(state, setup.epoch_indices(state.step, batch_key), setup.train, noise_key, extra)
     assert int(state.step) == 1
     assert np.isfinite(state.progress.loss).all() and (np.asarray(state.progress.loss) > 0).all()
     moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(state.params)))]

@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from hwa_jax import data, masks, particles
+from hwa_jax import data, masks
 from hwa_jax.algorithms import imp, swamp
 from hwa_jax.algorithms.pruning_run import PruningRun, Trained
 from hwa_jax.data.batches import epoch_indices
 from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.training.evaluation import Evaluator
 from hwa_jax.training.functional import FunctionalModel
-from pruning_runs import IMP, cycle_weights, prune, pruning_config, pruning_setup
+from pruning_runs import IMP, cycle_weights, prune, pruning_config, pruning_setup, stacked_state
 from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -211,13 +211,6 @@ def test_pruned_weights_are_zero_everywhere(tmp_path, fields):
     assert looked_at >= 3 * 3
 
 
-def stacked_state(setup, trees):
-    """A state whose particles have these weights."""
-    origin = jax.tree.map(lambda leaf: leaf[0], setup.with_particles(1).initial_state()._replace(step=()))._replace(step=jnp.int32(0))
-    state = setup.particles_at(origin, setup.dense_mask())
-    return state._replace(params=particles.stack(trees))
-
-
 def test_the_order_of_particles_does_not_matter():
     setup = pruning_setup({"swamp.num_particles": 3, "swamp.swa": False})
     trees = [setup.model.init(jax.random.key(seed))[0] for seed in range(3)]
@@ -229,58 +222,6 @@ def test_the_order_of_particles_does_not_matter():
     for average, pruned_mask in found[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), average, found[0][0])
         jax.tree.map(np.testing.assert_array_equal, pruned_mask, found[0][1])
-
-
-def permuted(params, rng):
-    """The same function of images by a network whose hidden units come in another order."""
-    first, second = rng.permutation(300), rng.permutation(100)
-    return {
-        "dense1": {"kernel": params["dense1"]["kernel"][:, first], "bias": params["dense1"]["bias"][first]},
-        "dense2": {"kernel": params["dense2"]["kernel"][first][:, second], "bias": params["dense2"]["bias"][second]},
-        "classifier": {"kernel": params["classifier"]["kernel"][second], "bias": params["classifier"]["bias"]},
-    }
-
-
-@pytest.mark.parametrize("averaging", ["always", "when_safe"])
-def test_the_gate(pruned, tmp_path, averaging):
-    setup = pruning_setup({"swamp.averaging": averaging, "swamp.gate_fraction": 0.1, "swamp.swa": False})
-    good = {}
-    for name, leaf in cycle_weights(pruned[0], 0)[0].items():
-        layer, kind = name.split("/")
-        good.setdefault(layer, {})[kind] = leaf
-    # Two equal functions whose average is none, and a worse one in front of the better.
-    hurting = [jax.tree.map(lambda leaf: 0.5 * leaf, good), permuted(good, np.random.default_rng(0))]
-    helping = [jax.tree.map(lambda leaf: leaf + 0.1 * np.sign(leaf), good), jax.tree.map(lambda leaf: leaf - 0.1 * np.sign(leaf), good)]
-    for number, (trees, hurts) in enumerate([(hurting, True), (helping, False)]):
-        with PruningRun(setup, tmp_path / str(number)) as run:
-            solution = swamp.find_solution(run, Trained(setup, 0, setup.dense_mask(), stacked_state(setup, trees), {}))
-        gate = solution.metrics["gate"]
-        assert gate["averaging_hurts"] is hurts
-        assert hurts is (gate["average"] > min(gate["particles"]))
-        chosen = "particle_1" if hurts and averaging == "when_safe" else "average"
-        assert solution.metrics["solution"] == chosen
-        expected = trees[1] if chosen == "particle_1" else jax.tree.map(lambda a, b: (a + b) / 2, *trees)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), solution.weights.params, expected)
-
-
-@pytest.mark.parametrize(
-    ("average", "losses", "best"),
-    [
-        (0.5, [0.4, 0.3], 1), (0.3, [0.4, 0.3], None), (0.2, [0.4, 0.3], None), (np.nan, [0.4, 0.3], 1),
-        (0.5, [np.nan, 0.4], 1), (0.5, [np.nan, np.inf], None), (np.nan, [np.nan, np.nan], None),
-    ],
-)
-def test_the_gates_decision(average, losses, best):
-    assert swamp.best_particle_if_averaging_hurts(average, losses) == best
-
-
-def test_held_out_images_are_in_no_other_split():
-    setup, without = pruning_setup({"swamp.gate_fraction": 0.2}), pruning_setup()
-    images = {name: {bytes(image) for image in np.asarray(getattr(setup, name).images)} for name in ("held_out", "train", "validation", "test")}
-    assert setup.held_out.num_examples == 18 and setup.train.num_examples == 72 and setup.periods.epoch == 7
-    assert not images["held_out"] & (images["train"] | images["validation"] | images["test"])
-    np.testing.assert_array_equal(setup.validation.images, without.validation.images)
-    assert images["held_out"] | images["train"] == {bytes(image) for image in np.asarray(without.train.images)}
 
 
 def test_eight_devices_against_one(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from hwa_jax import load_predictor, masks
-from hwa_jax.algorithms import imp, swamp
+from hwa_jax.algorithms import imp
 from hwa_jax.algorithms.pruning_run import PruningRun
 from hwa_jax.errors import UserError
 from hwa_jax.storage.safetensors import save_weights
@@ -39,7 +39,9 @@ REFUSED = {
     "SWA too late": ({"swamp.swa_start": "90%"}, "swamp.swa_start='90%', swamp.swa_period='2 steps': a cycle of 8 steps ends before"),
     "percent of what": ({"training.duration": "50%"}, "training.duration='50%': percent of what?"),
     "too many devices": ({"num_devices": 99}, "num_devices=99: JAX sees 8 devices"),
-    "a small step": ({"swamp.fraction": 1e-6, "training.duration": "1 steps", "swamp.swa": False}, "swamp.fraction=1e-06: of the 50200 weights"),
+    "a small step": (
+        {"swamp.fraction": 1e-6, "training.duration": "1 steps", "swamp.swa": False}, "swamp.fraction=1e-06: of the 50200 weights",
+    ),
     "diverged": ({"optimizer.learning_rate": 1e30}, "is not finite at step"),
 }
 
@@ -140,7 +142,8 @@ def test_a_file_of_pruned_weights_is_small_and_read_by_numpy(tmp_path):
     with safe_open(tmp_path / "w.safetensors", framework="np") as file:
         shape = json.loads(file.metadata()["hwa_jax"])["shapes"]["params/kernel"]
         dense = np.zeros(shape, np.float32)
-        dense[np.unpackbits(file.get_tensor("params/kernel:mask"), count=dense.size).astype(bool).reshape(shape)] = file.get_tensor("params/kernel:values")
+        bits = np.unpackbits(file.get_tensor("params/kernel:mask"), count=dense.size)
+        dense[bits.astype(bool).reshape(shape)] = file.get_tensor("params/kernel:values")
     np.testing.assert_array_equal(dense, kernel)
 
 

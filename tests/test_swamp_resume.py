@@ -38,7 +38,7 @@ def assert_same_run(mine, theirs):
     tickets = [CheckpointStore(run / "ticket").restore().tree for run in (mine, theirs)]
     jax.tree.map(np.testing.assert_array_equal, *tickets)
     assert rows(mine) == rows(theirs)
-    assert not list((mine / "checkpoints").iterdir())
+    assert not (mine / "checkpoints").exists()
 
 
 class Died(BaseException):
@@ -70,15 +70,24 @@ def uninterrupted(compiled_once, tmp_path_factory):  # noqa: F811
 
 # Where it dies, how often that has been called since the start, and whether its work was done.
 DEATHS = [
-    (Session, "step", 2, False), (CheckpointStore, "save", 2, True), (Session, "step", 3, True), (loop, "perform", 8, True),
-    (PruningRun, "store", 0, False), (atomic, "commit_directory", 1, True), (atomic, "remove_directory", 1, False),
-    (Session, "step", 6, False), (PruningRun, "store", 0, True), (PruningRun, "prune", 1, True), (PruningRun, "finish", 0, False),
+    (Session, "step", 2, False),  # the ticket, from its start
+    (CheckpointStore, "save", 2, True),  # the ticket's end, the ticket, step 6 of cycle 0
+    (Session, "step", 3, True),  # three steps to the end of cycle 0, the first one of cycle 1
+    (loop, "perform", 8, True),  # the third step of cycle 1
+    (PruningRun, "store", 0, False),
+    (PruningRun, "store", 0, True),
+    (PruningRun, "prune", 1, True),
+    (atomic, "commit_directory", 1, True),  # the checkpoint of step 8 of cycle 2
+    (Session, "step", 0, False),
+    (atomic, "remove_directory", 1, False),  # after an old checkpoint, those of cycle 2, which is stored
+    (PruningRun, "finish", 0, False),
     (PruningRun, "finish", 0, True),
 ]
 
 
 def test_deaths_in_every_phase(uninterrupted, tmp_path):
     for place, name, after, done in DEATHS:
+        print(f"dying at call {after} of {name}")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(place, name, dying(getattr(place, name), after, done=done))
             with pytest.raises(Died):

@@ -5,7 +5,7 @@
       average.safetensors  its mask, a bit per weight, and the average of the particles, see `storage.sparse_weights`
       particle_0.safetensors ...  what was averaged; absent where the average is the one particle
       metrics.json         density, cost, decision of the gate, metrics of all weights on all splits
-    checkpoints/           of the ticket's training and of the cycle that is running (Orbax)
+    checkpoints/           of the ticket's training or the cycle that is running, while it is (Orbax)
     metrics.jsonl          training loss and accuracy, step by step over all cycles
     results.json           written last: all cycles
     weights.safetensors    the final sparse network with its zeros, for `load_predictor`
@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hwa_jax import masks
@@ -217,6 +216,8 @@ class PruningRun:
         }
         about = {"weights": solution.metrics["solution"], **facts, **description(self.setup)}
         save_weights(self._workdir.path / "weights.safetensors", *solution.weights, about)
+        # What a kill between a cycle and the removal of its checkpoints has left.
+        shutil.rmtree(self._workdir.path / "checkpoints", ignore_errors=True)
         # The configuration on record says the new target, where there is one.
         self._workdir.record()
         self._workdir.write_results({**facts, "cycles": cycles})
@@ -288,7 +289,7 @@ def sparsity(mask: Any) -> float:
     """The share of the prunable weights that are gone.
 
     Example:
-        >>> sparsity({"kernel": jnp.array([True, False, False, False])})
+        >>> sparsity({"kernel": np.array([True, False, False, False])})
         0.75
     """
     size = sum(leaf.size for leaf in jax.tree.leaves(mask))

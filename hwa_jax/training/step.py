@@ -83,10 +83,9 @@ def make_step(
         ema: an exponential average to keep.
 
     Returns:
-        step(state, indices [steps per epoch, batch], split on the device, key, extra) -> state; `extra`
-        are further arguments of the optimizer's update, such as {"mask": mask}. Inside
-        `particles.vectorize` the key is folded with particle, epoch and step, so the numbers drawn
-        depend on nothing else.
+        step(state, indices [steps per epoch, batch], split on the device, key, extra) -> state; extra: more
+        arguments of the optimizer's update. Inside `particles.vectorize` the key is folded with
+        particle, epoch and step, so the numbers drawn depend on nothing else.
     """
 
     def losses(params, batch_stats, images, labels, key):
