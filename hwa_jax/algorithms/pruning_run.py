@@ -81,7 +81,7 @@ class PruningRun:
         overwrite: start over, deleting what is there.
 
     Raises:
-        UserError: the directory belongs to another configuration or other data, or is in use.
+        UserError: as `Workdir`.
     """
 
     def __init__(self, setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False):
@@ -170,6 +170,8 @@ class PruningRun:
         atomic.write_json(aside / "metrics.json", metrics)
         atomic.commit_directory(aside, directory)
         self._remove_checkpoints(self._part(trained.setup, trained.cycle, None, trained.mask))
+        accuracy = metrics["evaluation"][solution]["validation"]["accuracy"]
+        _logger.info("cycle %d: %.1f %% pruned, validation accuracy %.2f %%", trained.cycle, 100 * metrics["sparsity"], 100 * accuracy)
         return self.stored(trained.cycle, trained.mask)
 
     def is_target(self, cycle: int, mask: Any) -> bool:

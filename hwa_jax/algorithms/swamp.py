@@ -25,6 +25,7 @@ References:
 """
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ from hwa_jax import masks, particles
 from hwa_jax.algorithms.pruning_run import PruningRun, Solution, Trained
 from hwa_jax.training.sparse_setup import SparseSetup, particle_schedule, prepare
 from hwa_jax.training.weights import Weights, recalibrated
+
+_logger = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool = False) -> dict[str, Any] | None:
@@ -90,6 +93,11 @@ def find_solution(run: PruningRun, trained: Trained) -> Solution:
     losses = [setup.evaluator.one(*weights, setup.held_out)["nll"] for weights in (average, *found)]
     best = best_particle_if_averaging_hurts(losses[0], losses[1:])
     solution = "average" if best is None or swamp.averaging == "always" else f"particle_{best}"
+    if best is not None:
+        _logger.info(
+            "cycle %d: averaging hurts, held-out loss %.4f against %.4f of particle %d: going on with %s",
+            trained.cycle, losses[0], losses[1 + best], best, solution,
+        )
     gate = {"average": losses[0], "particles": losses[1:], "averaging_hurts": best is not None}
     return run.store(trained, average, found, solution=solution, gate=gate)
 
