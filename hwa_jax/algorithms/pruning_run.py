@@ -120,7 +120,7 @@ class PruningRun:
             state, _ = self._train(setup, part)
             one = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state)._replace(step=()))
             store.save(setup.periods.ticket, one._replace(step=np.asarray(state.step)))
-            self._remove_checkpoints(part)
+            self._remove(part.checkpoints)
             found = store.restore()
         return found.tree
 
@@ -169,7 +169,7 @@ class PruningRun:
             save_sparse_weights(aside / f"{name}.safetensors", *weights, trained.mask, about)
         atomic.write_json(aside / "metrics.json", metrics)
         atomic.commit_directory(aside, directory)
-        self._remove_checkpoints(self._part(trained.setup, trained.cycle, None, trained.mask))
+        self._remove(_checkpoints(trained.cycle))
         accuracy = metrics["evaluation"][solution]["validation"]["accuracy"]
         _logger.info("cycle %d: %.1f %% pruned, validation accuracy %.2f %%", trained.cycle, 100 * metrics["sparsity"], 100 * accuracy)
         return self.stored(trained.cycle, trained.mask)
@@ -232,7 +232,7 @@ class PruningRun:
 
     def _part(self, setup, cycle, origin, mask):
         return Part(
-            f"checkpoints/cycle_{cycle:03d}", lambda: setup.particles_at(origin, mask), setup.periods.total, number=cycle + 1,
+            _checkpoints(cycle), lambda: setup.particles_at(origin, mask), setup.periods.total, number=cycle + 1,
             offset=cycle * setup.periods.cycle, extra={"mask": jax.device_put(mask, setup.replicated)}, facts={"cycle": cycle},
         )
 
@@ -278,13 +278,17 @@ class PruningRun:
     def _cycle(self, number):
         return self._workdir.path / "cycles" / f"{number:03d}"
 
-    def _remove_checkpoints(self, part):
-        if (self._workdir.path / part.checkpoints).exists():
-            atomic.remove_directory(self._workdir.path / part.checkpoints)
+    def _remove(self, checkpoints):
+        if (self._workdir.path / checkpoints).exists():
+            atomic.remove_directory(self._workdir.path / checkpoints)
 
 
 class _Stopped(Exception):
     """A signal asked the run to stop, and its checkpoint is made."""
+
+
+def _checkpoints(cycle):
+    return f"checkpoints/cycle_{cycle:03d}"
 
 
 def sparsity(mask: Any) -> float:
