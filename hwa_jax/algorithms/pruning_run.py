@@ -104,19 +104,17 @@ class PruningRun:
     def results(self) -> dict[str, Any] | None:
         """What a finished run wrote; None if it is not finished, or has a new target."""
         found = self._workdir.results()
-        same = found is not None and found["config"]["swamp"]["target_sparsity"] == self.config.swamp.target_sparsity
-        return found if same else None
+        is_reached = found is not None and found["config"]["swamp"]["target_sparsity"] == self.config.swamp.target_sparsity
+        return found if is_reached else None
 
     def train_ticket(self) -> TrainState:
         """The matching ticket, θ_T0: one particle after T0 steps of dense training; NumPy arrays."""
         store = CheckpointStore(self._workdir.path / "ticket", keep=1)
         found = store.restore()
         if found is None:
-            setup, mask = self._with_particles(1), self.setup.dense_mask()
-            part = Part(
-                "checkpoints/ticket", setup.initial_state, setup.periods.ticket, number=0,
-                extra={"mask": jax.device_put(mask, setup.replicated)},
-            )
+            setup = self._with_particles(1)
+            extra = {"mask": jax.device_put(setup.dense_mask(), setup.replicated)}
+            part = Part("checkpoints/ticket", setup.initial_state, setup.periods.ticket, number=0, extra=extra)
             state, _ = self._train(setup, part)
             one = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state)._replace(step=()))
             store.save(setup.periods.ticket, one._replace(step=np.asarray(state.step)))
@@ -169,7 +167,7 @@ class PruningRun:
             save_sparse_weights(aside / f"{name}.safetensors", *weights, trained.mask, about)
         atomic.write_json(aside / "metrics.json", metrics)
         atomic.commit_directory(aside, directory)
-        self._remove(_checkpoints(trained.cycle))
+        self._remove(self._checkpoints(trained.cycle))
         accuracy = metrics["evaluation"][solution]["validation"]["accuracy"]
         _logger.info("cycle %d: %.1f %% pruned, validation accuracy %.2f %%", trained.cycle, 100 * metrics["sparsity"], 100 * accuracy)
         return self.stored(trained.cycle, trained.mask)
@@ -232,7 +230,7 @@ class PruningRun:
 
     def _part(self, setup, cycle, origin, mask):
         return Part(
-            _checkpoints(cycle), lambda: setup.particles_at(origin, mask), setup.periods.total, number=cycle + 1,
+            self._checkpoints(cycle), lambda: setup.particles_at(origin, mask), setup.periods.total, number=cycle + 1,
             offset=cycle * setup.periods.cycle, extra={"mask": jax.device_put(mask, setup.replicated)}, facts={"cycle": cycle},
         )
 
@@ -278,6 +276,9 @@ class PruningRun:
     def _cycle(self, number):
         return self._workdir.path / "cycles" / f"{number:03d}"
 
+    def _checkpoints(self, cycle):
+        return f"checkpoints/cycle_{cycle:03d}"
+
     def _remove(self, checkpoints):
         if (self._workdir.path / checkpoints).exists():
             atomic.remove_directory(self._workdir.path / checkpoints)
@@ -285,10 +286,6 @@ class PruningRun:
 
 class _Stopped(Exception):
     """A signal asked the run to stop, and its checkpoint is made."""
-
-
-def _checkpoints(cycle):
-    return f"checkpoints/cycle_{cycle:03d}"
 
 
 def sparsity(mask: Any) -> float:
