@@ -33,7 +33,8 @@ ELEMENTWISE = {
     "adamw": optax.adamw(RATE, weight_decay=0.1),
     "adamw masked": optax.adamw(RATE, weight_decay=0.1, mask=only_kernels),
     "lookahead": lookahead(optax.adam(RATE), 2, 0.5),
-    "injected": optax.inject_hyperparams(optax.adamw)(optax.linear_schedule(RATE, 0.0, 10), weight_decay=0.1),
+    # Hyperparameters in bf16 would make Adam's second decay 1.
+    "injected": optax.inject_hyperparams(optax.adamw, hyperparam_dtype=jnp.float32)(optax.linear_schedule(RATE, 0.0, 10), weight_decay=0.1),
     "clipped": optax.chain(optax.add_decayed_weights(0.5), optax.clip_by_global_norm(0.5), optax.sgd(RATE, momentum=0.9)),
     "labelled": optax.multi_transform(
         {True: optax.adamw(RATE), False: optax.sgd(RATE, momentum=0.9)},
@@ -116,7 +117,10 @@ def test_remaining_weights_move_as_if_the_others_did_not_exist(name):
     mask = two_masks(params)[0]
 
     def compact(tree):
-        return {layer: {"kernel": leaves["kernel"][np.asarray(mask[layer]["kernel"])], "bias": leaves["bias"]} for layer, leaves in tree.items()}
+        return {
+            layer: {"kernel": leaves["kernel"][np.asarray(mask[layer]["kernel"])], "bias": leaves["bias"]}
+            for layer, leaves in tree.items()
+        }
 
     tx = hwa_jax.sparse_update(inner)
     state, alone = tx.init(params), compact(params)
@@ -154,7 +158,9 @@ def test_what_goes_leaves_no_trace_in_norms_by_hand():
     np.testing.assert_allclose(params["w"], [-0.6, 0.0], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(("weight", "grad"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float16"), ("float16", "float32")])
+@pytest.mark.parametrize(
+    ("weight", "grad"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float16"), ("float16", "float32")]
+)
 def test_any_weight_reaches_zero_whatever_the_dtypes(weight, grad):
     # A bf16 update cannot hold -p of a float32 weight.
     info = jnp.finfo(weight)
@@ -205,7 +211,8 @@ def test_what_is_missing_or_does_not_fit_is_named():
         tx.update(params, state, params, mask=mask | {"first": {"kernel": jnp.ones(7, bool), "bias": optax.MaskedNode()}})
     with pytest.raises(ValueError, match="map_params cannot tell.*optax.flatten"):
         hwa_jax.sparse_update(optax.flatten(optax.adam(RATE))).init(params)
-    by_name = optax.partition({"w": optax.sgd(RATE), "b": optax.sgd(RATE)}, lambda tree: {k: {"kernel": "w", "bias": "b"} for k in tree.keys()})
+    labels = lambda tree: {layer: {"kernel": "w", "bias": "b"} for layer in tree.keys()}
+    by_name = optax.partition({"w": optax.sgd(RATE), "b": optax.sgd(RATE)}, labels)
     with pytest.raises(ValueError, match="labels of optax.partition as a tree"):
         hwa_jax.sparse_update(by_name).init(params)
 

@@ -53,7 +53,9 @@ def ones(params: Any, prunable: str | None = None) -> Any:
         if not is_prunable:
             return optax.MaskedNode()
         if not _is_real(leaf):
-            raise UserError(f"prunable={prunable!r} matches {leaf_name(path)}, which is {leaf.dtype}: only real floating leaves can be pruned")
+            raise UserError(
+                f"prunable={prunable!r} matches {leaf_name(path)}, which is {leaf.dtype}: only real floating leaves can be pruned"
+            )
         return jnp.ones(leaf.shape, bool)
 
     return jax.tree_util.tree_map_with_path(leaf_mask, shapes, chosen)
@@ -81,9 +83,10 @@ def apply(mask: Any, params: Any) -> Any:
 
 
 def zero_outside(mask: Any, tree: Any) -> Any:
-    """`apply` without its check: leaves may have axes before the mask's, and may be missing (`optax.MaskedNode()`).
+    """`apply` without its check, for trees that only resemble the weights, as parts of an optimizer's state do.
 
-    Leaves whose last axes are not the mask's are left alone: row and column statistics of a matrix, say.
+    Arrays may have axes before the mask's, be missing (`optax.MaskedNode()`), or be several where the
+    weights have one; those whose last axes are not the mask's are left alone.
 
     Example:
         >>> print(zero_outside({"kernel": jnp.array([True, False])}, {"kernel": jnp.ones((3, 2))})["kernel"])
@@ -92,15 +95,15 @@ def zero_outside(mask: Any, tree: Any) -> Any:
          [1. 0.]]
     """
 
-    def leaf(keep, value):
-        if is_masked_node(keep) or is_masked_node(value):
-            return value
+    def array(keep, value):
         first = jnp.ndim(value) - jnp.ndim(keep)
-        if first < 0 or jnp.shape(value)[first:] != jnp.shape(keep):
-            return value
-        return jnp.where(keep, value, jnp.zeros_like(value))
+        fits = first >= 0 and jnp.shape(value)[first:] == jnp.shape(keep)
+        return jnp.where(keep, value, jnp.zeros_like(value)) if fits else value
 
-    return jax.tree.map(leaf, mask, tree, is_leaf=is_masked_node)
+    def below_mask(keep, subtree):
+        return subtree if is_masked_node(keep) else jax.tree.map(lambda value: array(keep, value), subtree)
+
+    return jax.tree.map(below_mask, mask, tree, is_leaf=is_masked_node)
 
 
 def count(mask: Any) -> int:

@@ -78,10 +78,8 @@ def sparse_update(inner: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def _zero_state(inner, mask, state):
-    def leaf(value, keep):
-        return zero_outside(keep, value)
-
-    return optax.tree.map_params(inner, leaf, state, mask, is_leaf=is_masked_node)
+    # Whole trees, not leaves: SM3 keeps a list of vectors for every matrix.
+    return optax.tree.map_params(inner, lambda tree: zero_outside(mask, tree), state, is_leaf=lambda _: True)
 
 
 def _to_zero(mask, updates, params):
