@@ -87,10 +87,10 @@ class _Cells:
         wanted |= {"method": method, "optimizer": optimizer, "schedule": schedule} | fields
         return {c["seed"]: c for c in self._cells if all(c[name] == value for name, value in wanted.items())}
 
-    def values(self, field, optimizer, schedule) -> list:
+    def values(self, field, optimizer, schedule, **fields) -> list:
         """Values of a field in the HWA cells of an optimizer and schedule, ascending."""
-        wanted = ("hwa", optimizer, schedule)
-        return sorted({c[field] for c in self._cells if (c["method"], c["optimizer"], c["schedule"]) == wanted})
+        wanted = {"method": "hwa", "optimizer": optimizer, "schedule": schedule} | fields
+        return sorted({c[field] for c in self._cells if all(c[name] == value for name, value in wanted.items())})
 
 
 def _difference(ours, theirs, measure: Callable[[Mapping], float]) -> Interval | None:
@@ -165,7 +165,7 @@ def _no_schedule(cells):
 def _low_frequency(cells):
     """H4: the gain over plain training at every period, what it costs in bytes, and against the shortest period."""
     for kind in cells.kinds:
-        periods = cells.values("sync_period", *kind)
+        periods = cells.values("sync_period", *kind, num_train=cells.num_train)
         shortest = cells.get("hwa", *kind, sync_period=periods[0])
         for period in periods if len(periods) > 1 else ():
             ours = cells.get("hwa", *kind, sync_period=period)
@@ -203,7 +203,10 @@ def _sizes(cells):
     for kind in cells.kinds:
         sizes = cells.values("num_train", *kind)
         for size in sizes if len(sizes) > 1 else ():
-            hwa = cells.get("hwa", *kind, num_train=size)
+            # A period of one epoch has fewer steps on fewer images.
+            periods = cells.values("sync_period", *kind, num_train=size)
+            period = cells.sync_period if cells.sync_period in periods else periods[0]
+            hwa = cells.get("hwa", *kind, num_train=size, sync_period=period)
             for compute, basis in ((False, "equal steps"), (True, "equal compute")):
                 yield from _points(
                     "H10", f"HWA - plain, {basis}", f"{_setting(*kind)}, {size} images", hwa,
