@@ -165,8 +165,9 @@ def test_dots_and_intervals_are_where_they_belong(tmp_path, recorded):
     }
     assert set(drawn) == {(0.5, None), (1.0, 0.2), (-0.3, 0.2), (0.1, 0.3), (0.4, 0.3)}
     assert drawn[0.5, None][1]["markerfacecolor"] == "white"
-    # Rows in order of appearance: EMA 0, HWA 1, Lookahead 2; two groups around each row.
-    assert [round(drawn[key][0]) for key in [(0.5, None), (1.0, 0.2), (0.1, 0.3)]] == [0, 1, 2]
+    # Every panel has the rows that it needs, in order of appearance: EMA 0, HWA 1; the other one Lookahead 0. Two
+    # groups around each row.
+    assert [round(drawn[key][0]) for key in [(0.5, None), (1.0, 0.2), (0.1, 0.3)]] == [0, 1, 0]
     assert drawn[1.0, 0.2][0] < 1 < drawn[-0.3, 0.2][0]
     assert drawn[1.0, 0.2][1]["fmt"] != drawn[-0.3, 0.2][1]["fmt"]
 

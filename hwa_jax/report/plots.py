@@ -109,27 +109,27 @@ def dot_intervals(
     Raises:
         ValueError: there is no interval to draw.
     """
-    names = list(dict.fromkeys(n for p in panels.values() for group in p.values() for n in group))
+    names = {heading: list(dict.fromkeys(n for group in panel.values() for n in group)) for heading, panel in panels.items()}
     groups = list(dict.fromkeys(group for panel in panels.values() for group in panel))
-    if not names:
+    if not any(names.values()):
         raise ValueError("panels: no interval to draw")
     columns = min(2, len(panels))
-    lines = -(-len(panels) // columns)
-    height = 1.2 + lines * (0.8 + 0.36 * len(names))
-    with _figure(path, width=1.5 + 4 * columns, height=height) as figure:
-        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    counts = [len(found) for found in names.values()]
+    heights = [0.8 + 0.36 * max(counts[start : start + columns]) for start in range(0, len(counts), columns)]
+    with _figure(path, width=5.5 * columns, height=1.2 + sum(heights)) as figure:
+        grid = figure.subplots(len(heights), columns, sharex=True, squeeze=False, height_ratios=heights).ravel()
         for axes, (heading, panel) in zip(grid, panels.items()):
             axes.axvline(0, color="black", linewidth=1)
             for number, group in enumerate(groups):
-                _draw_group(axes, panel.get(group, {}), names, number, len(groups))
+                _draw_group(axes, panel.get(group, {}), names[heading], number, len(groups))
             axes.set_title(heading, loc="left", fontsize=10)
             axes.set_xlabel(xlabel)
             axes.tick_params(labelbottom=True)
             _tidy(axes, grid="x")
+            axes.set_yticks(range(len(names[heading])), names[heading])
+            axes.set_ylim(len(names[heading]) - 0.5, -0.5)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        grid[0].set_yticks(range(len(names)), names)
-        grid[0].set_ylim(len(names) - 0.5, -0.5)
         figure.suptitle(title, x=0.01, ha="left")
         figure.legend(*_legend_entries(groups), loc="outside lower center", ncols=len(groups))
     return path
