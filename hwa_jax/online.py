@@ -21,6 +21,7 @@ import optax
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from hwa_jax.optimizer_state import reset_state
 from hwa_jax.replica_mean import (
     AxisName,
     accumulator,
@@ -312,48 +313,6 @@ def _distance(local_updates, updates, axis_name):
     squares = [jnp.sum(jnp.abs(move) ** 2) for move in moves]
     num_stacked = count_replicas(moves, None) if axis_name is None else 1
     return jnp.sqrt(sum(squares, jnp.float32(0)) / num_stacked).astype(jnp.float32)
-
-
-# States that say where a run is, not what an optimizer has gathered.
-_KEPT_STATES = (
-    optax.ScaleByScheduleState,
-    optax.InjectStatefulHyperparamsState,
-    optax.InjectHyperparamsState,
-    optax.MultiStepsState,
-    optax.AddNoiseState,
-    optax.contrib.DifferentiallyPrivateAggregateState,
-    optax.contrib.ReduceLROnPlateauState,
-)
-
-
-def reset_state(old: Any, fresh: Any) -> Any:
-    """`fresh`, with those states of `old` that say where the run is; what they wrap is fresh again.
-
-    Counts of schedules, injected hyperparameters and the like are kept; moments, and the counts that belong to them, are not.
-
-    Args:
-        old: state of an optax optimizer.
-        fresh: `init` of the same optimizer.
-
-    Example:
-        >>> tx = optax.sgd(lambda step: 0.1, momentum=0.9)
-        >>> fresh = tx.init(jnp.zeros(2))
-        >>> _, old = tx.update(jnp.ones(2), fresh)
-        >>> trace, schedule = reset_state(old, fresh)
-        >>> print(trace.trace, schedule.count)
-        [0. 0.] 1
-    """
-
-    def is_kept(node):
-        return isinstance(node, _KEPT_STATES)
-
-    def choose(new, previous):
-        if not is_kept(new):
-            return new
-        wrapped = {"inner_state", "inner_opt_state"}.intersection(new._fields)
-        return previous._replace(**{name: reset_state(getattr(previous, name), getattr(new, name)) for name in wrapped})
-
-    return jax.tree.map(choose, fresh, old, is_leaf=is_kept)
 
 
 def _validate(function, every, axis_name, start_step):

@@ -15,7 +15,7 @@ from hwa_jax import masks, particles
 from hwa_jax.data import Dataset, Split, batches, subsets
 from hwa_jax.errors import UserError
 from hwa_jax.offline import Average, uniform_average
-from hwa_jax.online import reset_state
+from hwa_jax.optimizer_state import reset_state
 from hwa_jax.sparsity.update import sparse_update
 from hwa_jax.training.config import validate
 from hwa_jax.training.optimizers import make_optimizer, make_schedule
