@@ -1,6 +1,5 @@
 """An optax transform under which pruned weights stay exactly zero, whatever the optimizer."""
 
-from typing import Any
 
 import jax
 import jax.numpy as jnp
