@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from hwa_jax.errors import UserError
 from hwa_jax.storage import found_checkpoints
+from hwa_jax.storage.window_store import WindowStore
 
 
 def orbax_tree(value):
@@ -152,7 +153,14 @@ def break_by_level(directory):
     return directory / "steps"
 
 
+def break_by_our_own(directory):
+    with WindowStore(directory / "window", 2) as window:
+        window.push(3, {"w": np.ones(2, np.float32)})
+    return directory / "window" / "step_*"
+
+
 @pytest.mark.parametrize("spoil, message", [
+    (break_by_our_own, r"step_00000003.0: is of a work directory of hwa_jax: make a file of it with experiments/evaluate.py export"),
     (break_nothing, r"none_\*: matches nothing"),
     (break_by_nan, r"model_11.safetensors: fc.weight holds NaN"),
     (break_by_infinity, r"model_11.safetensors: half holds NaN or infinity"),

@@ -50,6 +50,10 @@ def find(pattern: str) -> list[str]:
     paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True), key=_natural_order)
     if not paths:
         raise UserError(f"--checkpoints={pattern}: matches nothing; quote it and give a glob such as 'runs/*/model.safetensors'")
+    for path in paths:
+        # Our own checkpoints hold stacked replicas and the optimizer, and name their leaves elsewhere.
+        if any(os.path.isfile(os.path.join(place, "tree.json")) for place in (path, os.path.dirname(path))):
+            raise UserError(f"{path}: is of a work directory of hwa_jax: make a file of it with experiments/evaluate.py export")
     found = [_orbax_tree(path) if os.path.isdir(path) else path for path in paths]
     formats = {os.path.isdir(path): path for path in paths}
     if len(formats) > 1:

@@ -39,6 +39,8 @@ def run(main: Callable[..., int | None], commands: Sequence[str] = ()) -> None:
             # What a configuration file raises may come as a flag's error, with its traceback.
             before, traceback, after = str(error).partition("Traceback (most recent call last):")
             _fail(before + after.strip().splitlines()[-1] if traceback else error)
+        except BrokenPipeError:  # --help into a pager that was closed
+            sys.exit(0)
         except (LookupError, NameError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
             _fail(_explain(error))
 
