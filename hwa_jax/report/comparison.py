@@ -161,11 +161,16 @@ def _provenance(cells, machine, meta):
             f"{name} {machine[name]}"
             for name in ("python", "jax", "jaxlib", "flax", "optax", "orbax", "numpy")
         ),
-        "commit": machine["git_commit"] or "not run from a checkout",
+        "commit of this report": machine["git_commit"] or "not run from a checkout",
+        "commits of the trainings": ", ".join(sorted({_commit(cell) for cell in cells})),
     }
     facts |= {key: meta[key] for key in meta if key not in ("description", "command")}
     listed = "\n".join(f"- {key}: {_inline(value)}" for key, value in facts.items())
     return [listed, *([f"```\n{meta['command']}\n```"] if "command" in meta else [])]
+
+
+def _commit(cell):
+    return (cell.get("environment") or {}).get("git_commit") or "not recorded"
 
 
 def _inline(value):
