@@ -243,13 +243,9 @@ class _Hwa:
     def finish(self, workdir: Workdir, state: TrainState) -> dict[str, Any]:
         """The final table: all weights on the whole training, validation and test splits."""
         setup = self._setup
-        splits = {"train": setup.train, "validation": setup.validation, "test": setup.test}
         with self._evaluating(state):
             weights = all_weights(setup, state, self._window)
-            final = {
-                name: {key: setup.evaluator.one(*these, split) for key, split in splits.items()}
-                for name, these in weights.items()
-            }
+            final = {name: setup.evaluate(these) for name, these in weights.items()}
         facts = {
             "config": setup.config.to_dict(), "data_fingerprint": setup.dataset.fingerprint, "steps": setup.periods.total,
             "epochs": setup.periods.total / setup.periods.epoch, "window": self._window.steps, "final": final,

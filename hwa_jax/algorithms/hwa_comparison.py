@@ -250,7 +250,6 @@ def _point(setup, step, metrics):
 
 def _uniform_figures(setup, directory, start):
     """The uniform average of the stored weights after `start` steps: no training of its own."""
-    splits = {"train": setup.train, "validation": setup.validation, "test": setup.test}
     with hwa.open_window(setup, directory) as window:
         steps = [step for step in window.stored_steps if step > start]
         if not steps:
@@ -260,7 +259,7 @@ def _uniform_figures(setup, directory, start):
             if step % setup.periods.evaluation == 0 or step == steps[-1]:
                 weights = recalibrated(setup, *window.mean(size=number, upto=step))
                 curve.append(_point(setup, step, setup.evaluator.one(*weights, setup.validation)))
-    return {**{name: setup.evaluator.one(*weights, split) for name, split in splits.items()}, "curve": curve}
+    return {**setup.evaluate(weights), "curve": curve}
 
 
 def _cell(setup, trajectory, results, method, figures):

@@ -101,7 +101,7 @@ def evaluate(run: StoredRun, weights: Sequence[str] = (), splits: Sequence[str] 
     _require_kept(weights, ("inner", *kept))
     metrics = {}
     for name in weights:
-        metrics |= _inner(run, splits) if name == "inner" else {name: _metrics(run.setup, kept[name], splits)}
+        metrics |= _inner(run, splits) if name == "inner" else {name: run.setup.evaluate(kept[name], splits)}
     return metrics
 
 
@@ -126,7 +126,7 @@ def export(run: StoredRun, path: str | os.PathLike, weights: str = "hwa") -> dic
     _require_kept([weights], kept)
     done = int(run.state.step)
     facts = {
-        "weights": weights, "metrics": _metrics(setup, kept[weights], SPLITS),
+        "weights": weights, "metrics": setup.evaluate(kept[weights], SPLITS),
         "config": _published(run.config), "data_fingerprint": setup.dataset.fingerprint,
         "num_examples": {split: getattr(setup, split).num_examples for split in SPLITS},
         "steps": done, "epochs": done / setup.periods.epoch, "environment": run.environment,
@@ -156,10 +156,6 @@ def _require_kept(names, kept):
     for name in names:
         if name not in kept:
             raise UserError(f"--weights={name}: this run has {', '.join(kept)}")
-
-
-def _metrics(setup, weights, splits):
-    return {split: setup.evaluator.one(*weights, getattr(setup, split)) for split in splits}
 
 
 def _inner(run, splits):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -73,6 +74,10 @@ class Setup:
         ema = self.ema.init(params) if self.ema else ()
         one = TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params), ema, Progress.zero())
         return self.place(particles.replicate(one, self.num_replicas)._replace(step=one.step))
+
+    def evaluate(self, weights: tuple[Any, Any], splits: Sequence[str] = ("train", "validation", "test")) -> dict[str, dict[str, float]]:
+        """Split -> metrics of (params, batch_stats) on the whole of it."""
+        return {split: self.evaluator.one(*weights, getattr(self, split)) for split in splits}
 
     @functools.cached_property
     def place(self):
