@@ -143,24 +143,33 @@ class Setup:
         """Stacked tree -> its mean, whole on every device; jitted."""
         return jax.jit(particles.mean, out_shardings=self.replicated)
 
-    def recalibrate(self, params: Any, batch_stats: Any) -> tuple[Any, RecalibrationReport | None]:
-        """BatchNorm statistics of these weights on training images; what came in, without BatchNorm."""
+    def recalibrate(self, params: Any, batch_stats: Any, *, stacked: bool = False) -> tuple[Any, RecalibrationReport | None]:
+        """BatchNorm statistics of these weights on training images; what came in, without BatchNorm.
+
+        Stacked weights get statistics each of their own, and the report is that of the least settled.
+        """
         if not jax.tree.leaves(batch_stats):
             return batch_stats, None
+        moments = self._stacked_moments if stacked else self._moments
         size = self.config.training.batch_size
         number = min(self.recalibration_examples, self.dataset.train.num_examples)
         chunks = [slice(start, min(start + size, number)) for start in range(0, number, size)]
         pairs, report = recalibrate_batch_stats(
-            lambda chunk: (self._moments(params, batch_stats, self.train.images[chunk]), chunk.stop - chunk.start), chunks,
+            lambda chunk: (moments(params, batch_stats, self.train.images[chunk]), chunk.stop - chunk.start), chunks,
             initial=as_pairs(batch_stats),
         )
         return from_pairs(pairs), report
 
     @functools.cached_property
     def _moments(self):
-        return jax.jit(lambda params, batch_stats, images: self.model.moments(
-            params, batch_stats, data.augmentation.normalize(images, self.dataset.mean, self.dataset.std)
-        ))
+        return jax.jit(self._moments_of_one)
+
+    @functools.cached_property
+    def _stacked_moments(self):
+        return jax.jit(particles.vectorize(self._moments_of_one, in_axes=(0, 0, None), mesh=self.mesh))
+
+    def _moments_of_one(self, params, batch_stats, images):
+        return self.model.moments(params, batch_stats, data.augmentation.normalize(images, self.dataset.mean, self.dataset.std))
 
 
 def prepare(config: ConfigDict) -> Setup:
