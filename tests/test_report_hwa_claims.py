@@ -4,7 +4,8 @@ import pytest
 from report_cells import cell
 
 from hwa_jax.report.comparison_tables import tuning_table
-from hwa_jax.report.hwa_claims import claims_table, effects
+from hwa_jax.report.claims import effects_table
+from hwa_jax.report.hwa_claims import effects
 
 SEEDS = range(3)
 JITTER = (0.0, 0.001, -0.001)
@@ -94,7 +95,7 @@ def test_h8_gap_and_steadiness():
 
 
 def test_table_lists_all_effects_and_no_hwa_is_no_effect():
-    assert len(claims_table(main_cells()).splitlines()) == 2 + len(effects(main_cells()))
+    assert len(effects_table(effects(main_cells())).splitlines()) == 2 + len(effects(main_cells()))
     assert effects(cells("plain", 0.0)) == []
 
 

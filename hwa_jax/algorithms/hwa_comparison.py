@@ -27,12 +27,13 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import hwa
-from hwa_jax.algorithms.hwa_tuning import finished, training_of, tune
+from hwa_jax.algorithms.hwa_tuning import training_of, tune
 from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic, json_lines
 from hwa_jax.training.config import default_config
 from hwa_jax.training.duration import Duration
 from hwa_jax.training.environment import environment
+from hwa_jax.training.interruption import finished
 from hwa_jax.training.setup import prepare
 from hwa_jax.training.weights import recalibrated
 from hwa_jax.training.workdir import Workdir, read_json
@@ -190,7 +191,7 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
         one.hwa.keep_pushes = 10**6
     name = f"{kind}-{optimizer}-{schedule}-seed{seed}"
     if comparison == "equal_compute":
-        one.training.duration = _times(one.training.duration, config.base.hwa.num_replicas)
+        one.training.duration = Duration.parse(one.training.duration).times(config.base.hwa.num_replicas)
     if variant is not None:
         one.hwa.update(config.variants[variant])
         name += f"-{variant}"
@@ -198,11 +199,6 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
         one.data.num_train = num_train
         name += f"-n{num_train}"
     yield Trajectory(name, one, weights, comparison, gradients)
-
-
-def _times(duration, factor):
-    value = Duration.parse(duration)
-    return f"{value.value * factor:g} {value.unit}"
 
 
 def _train(config, trajectory, scratch):

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from hwa_jax.algorithms import hwa
 from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic
-from hwa_jax.training.interruption import Interrupted
+from hwa_jax.training.interruption import finished
 from hwa_jax.training.workdir import read_json
 
 # What tuning trains, and for which of its weights it chooses.
@@ -78,17 +78,6 @@ def training_of(config: ConfigDict, kind: str, optimizer: str, schedule: str, se
     if kind in ("lookahead", "sam"):
         one.optimizer.wrapper = kind
     return one.lock()
-
-
-def finished(results: dict[str, Any] | None) -> dict[str, Any]:
-    """The results of a training that ran to its end.
-
-    Raises:
-        Interrupted: a signal stopped it.
-    """
-    if results is None:
-        raise Interrupted
-    return results
 
 
 def _missing_points(rows, config, grid, optimizer, schedule):

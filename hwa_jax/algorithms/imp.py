@@ -20,9 +20,10 @@ import jax
 from ml_collections import ConfigDict
 
 from hwa_jax import particles
-from hwa_jax.algorithms.pruning_run import PruningRun
+from hwa_jax.algorithms.pruning_run import PruningRun, Solution
 from hwa_jax.errors import UserError
 from hwa_jax.training.sparse_setup import SparseSetup, prepare
+from hwa_jax.training.step import TrainState
 from hwa_jax.training.weights import Weights
 
 # What makes the configuration of SWAMP one of IMP.
@@ -54,11 +55,17 @@ def run(setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = F
         ticket = run.train_ticket()
         mask = setup.dense_mask()
         for cycle in itertools.count():
-            solution = run.stored(cycle, mask)
-            if solution is None:
-                trained = run.train_particles(cycle, 1, ticket, mask)
-                [weights] = particles.unstack(jax.device_get(Weights(trained.state.params, trained.state.batch_stats)))
-                solution = run.store(trained, weights)
+            solution = train_one(run, cycle, ticket, mask)
             if run.is_target(cycle, mask):
                 return run.finish(cycle, solution)
             mask = run.prune(cycle, solution.weights, mask)
+
+
+def train_one(run: PruningRun, cycle: int, ticket: TrainState, mask: Any) -> Solution:
+    """One particle trained from θ_T0∘m, and stored; read, where the cycle has finished before."""
+    solution = run.stored(cycle, mask)
+    if solution is None:
+        trained = run.train_particles(cycle, 1, ticket, mask)
+        [weights] = particles.unstack(jax.device_get(Weights(trained.state.params, trained.state.batch_stats)))
+        solution = run.store(trained, weights)
+    return solution

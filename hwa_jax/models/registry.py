@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hwa_jax.errors import UserError
-from hwa_jax.models.cnn import CNNS
+from hwa_jax.models.cnn import CNN
 from hwa_jax.models.layers import NORMS
 from hwa_jax.models.mlp import MLP
 from hwa_jax.models.resnet import cifar_resnet, resnet18, resnet50
@@ -20,7 +20,8 @@ from hwa_jax.models.wide_resnet import WideResNet
 
 _BUILDERS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
-    "cnn_s": CNNS,
+    "cnn_s": CNN,
+    "cnn_m": partial(CNN, channels=(32, 64, 128)),
     "resnet8": partial(cifar_resnet, 8),
     "resnet20": partial(cifar_resnet, 20),
     "resnet32": partial(cifar_resnet, 32),

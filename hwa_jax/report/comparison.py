@@ -1,7 +1,5 @@
 """Writes the report of a method comparison: report.md, its plots, and results.json."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,9 +12,10 @@ from hwa_jax.report.comparison_tables import (
     summary_table,
     tuning_table,
 )
-from hwa_jax.report.hwa_claims import claims_table, effects
+from hwa_jax.report.claims import effects_table
+from hwa_jax.report.document import images, json_text, provenance
+from hwa_jax.report.hwa_claims import effects
 from hwa_jax.report.methods import METHODS, SETTINGS, method_named
-from hwa_jax.report.statistics import Interval
 from hwa_jax.storage.atomic import write_text
 from hwa_jax.training.environment import environment
 
@@ -96,18 +95,18 @@ def write_comparison(
     machine = environment()
     summary = [_summary(section) for section in sections]
     results = {"meta": meta, "environment": machine, "cells": cells, "summary": summary}
-    write_text(directory / "results.json", _json_text(results))
+    write_text(directory / "results.json", json_text(results))
     parts = [f"# {title}", *([meta["description"]] if "description" in meta else [])]
     parts += ["## Summary", summary_table(cells)]
-    parts += _images(difference_plot(sections, directory))
-    if effects(cells):
-        parts += ["## The claims of the HWA paper", _CLAIMS.strip(), claims_table(cells)]
+    parts += images(difference_plot(sections, directory))
+    if found := effects(cells):
+        parts += ["## The claims of the HWA paper", _CLAIMS.strip(), effects_table(found)]
     parts += ["## What was compared", _methods(sections), _HOW_TO_READ.strip()]
     for section in sections:
         parts += _section_parts(section, sections, directory)
     if tuning:
         parts += ["## The tuning grid", _TUNING.strip(), tuning_table(tuning)]
-    parts += ["## How it was obtained", *_provenance(cells, machine, meta)]
+    parts += ["## How it was obtained", *provenance(cells, machine, meta)]
     path = directory / "report.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
@@ -118,12 +117,8 @@ def _section_parts(section, sections, directory):
         f"## {heading(section, sections)}",
         section_table(section),
         *section_sentences(section),
-        *_images(curve_plots(sections, section, directory)),
+        *images(curve_plots(sections, section, directory)),
     ]
-
-
-def _images(paths):
-    return [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in paths]
 
 
 def _methods(sections):
@@ -149,34 +144,6 @@ def _settings(method, cells):
     return [f"Here {shown}."] if shown else []
 
 
-def _provenance(cells, machine, meta):
-    seeds = sorted({cell["seed"] for cell in cells})
-    sizes = sorted({cell["num_train"] for cell in cells})
-    facts = {
-        "seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})",
-        "training samples": " or ".join(f"{size:,}" for size in sizes),
-        "hardware": f"{machine['cpu_model']}, {machine['cpu_cores']} cores; JAX on "
-        f"{machine['num_devices']} × {machine['device_kind']}",
-        "versions": ", ".join(
-            f"{name} {machine[name]}"
-            for name in ("python", "jax", "jaxlib", "flax", "optax", "orbax", "numpy")
-        ),
-        "commit of this report": machine["git_commit"] or "not run from a checkout",
-        "commits of the trainings": ", ".join(sorted({_commit(cell) for cell in cells})),
-    }
-    facts |= {key: meta[key] for key in meta if key not in ("description", "command")}
-    listed = "\n".join(f"- {key}: {_inline(value)}" for key, value in facts.items())
-    return [listed, *([f"```\n{meta['command']}\n```"] if "command" in meta else [])]
-
-
-def _commit(cell):
-    return (cell.get("environment") or {}).get("git_commit") or "not recorded"
-
-
-def _inline(value):
-    return value if isinstance(value, str) else f"`{json.dumps(_json_ready(value))}`"
-
-
 def _summary(section: Section):
     return {
         "num_train": section.num_train,
@@ -196,30 +163,3 @@ def _row_summary(row: Row):
         "verdict": row.verdict,
         **intervals,
     }
-
-
-def _json_text(results):
-    """JSON with a line per cell and per section: small, and readable in a diff."""
-    parts = []
-    for key, value in _json_ready(results).items():
-        if isinstance(value, list):
-            lines = ",\n".join(json.dumps(item, allow_nan=False) for item in value)
-            parts.append(f'"{key}": [\n{lines}\n]')
-        else:
-            parts.append(f'"{key}": {json.dumps(value, indent=1, allow_nan=False)}')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _json_ready(value):
-    """The value with mappings, lists and plain numbers only; what is not finite is null."""
-    if isinstance(value, Interval):
-        return _json_ready(vars(value))
-    if isinstance(value, Mapping):
-        return {str(key): _json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_ready(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

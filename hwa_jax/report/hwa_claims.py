@@ -5,40 +5,13 @@ Numbered as in the results: H1 to H4 and H8 to H10. A claim's effect is positive
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from hwa_jax.report.aggregation import BETTER, WORSE, accuracy_at, verdict
+from hwa_jax.report.aggregation import accuracy_at
+from hwa_jax.report.claims import Effect
 from hwa_jax.report.statistics import Interval, paired_difference
-from hwa_jax.report.tables import format_bytes, format_interval, markdown_table
-
-# What the rule on the interval of an effect means for a claim.
-_WORDS = {BETTER: "shown", WORSE: "contradicted"}
-
-
-class Effect(NamedTuple):
-    """One paired difference that speaks for or against a claim.
-
-    Attributes:
-        claim: "H1" to "H10".
-        text: what is compared.
-        setting: optimizer, schedule and the like.
-        effect: mean and interval over seeds; positive where the claim holds.
-        unit: of the effect.
-    """
-
-    claim: str
-    text: str
-    setting: str
-    effect: Interval
-    unit: str
-
-    @property
-    def verdict(self) -> str:
-        """ "shown", "contradicted", "not shown", or "not judged" with fewer than two pairs."""
-        judged = verdict(self.effect)
-        return _WORDS.get(judged, "not judged" if np.isnan(self.effect.half_width) else "not shown")
+from hwa_jax.report.tables import format_bytes
 
 
 def effects(cells: Sequence[Mapping]) -> list[Effect]:
@@ -56,15 +29,6 @@ def effects(cells: Sequence[Mapping]) -> list[Effect]:
     for maker in (_against_parts, _speed, _no_schedule, _low_frequency, _stability, _sizes):
         found.extend(maker(_Cells(cells, hwa[0])))
     return sorted(found, key=lambda effect: int(effect.claim[1:]))
-
-
-def claims_table(cells: Sequence[Mapping]) -> str:
-    """A markdown table of all effects."""
-    rows = [
-        [e.claim, e.text, e.setting, format_interval(e.effect, signed=True), e.unit, str(e.effect.n), e.verdict]
-        for e in effects(cells)
-    ]
-    return markdown_table(["Claim", "Effect", "Setting", "Mean ± 95 % CI", "Unit", "n", "Verdict"], rows, "lllrlrl")
 
 
 class _Cells:

@@ -41,11 +41,14 @@ class Series:
     style: int
 
 
-def curves(series: Sequence[Series], path: Path, xlabel: str, ylabel: str, title: str) -> Path:
+def curves(
+    series: Sequence[Series], path: Path, xlabel: str, ylabel: str, title: str, *, xticks: Mapping[float, str] | None = None,
+    ylim: tuple[float, float] | None = None, log_y: bool = False, zero_line: bool = False,
+) -> Path:
     """Draws the mean over seeds of every series, with a 95 % confidence band where n > 1.
 
-    A mean is drawn where all seeds of a series have a finite value. The y axis is fitted to what
-    follows the first quarter of the x axis, so that the start does not flatten the rest. Up to
+    A mean is drawn where all seeds of a series have a finite value. Unless limits are given, the y axis is
+    fitted to what follows the first quarter of the x axis, so that the start does not flatten the rest. Up to
     four series are named beside their ends; more go to a legend outside the axes, in the
     order in which they end. A series without points is left out.
 
@@ -55,6 +58,10 @@ def curves(series: Sequence[Series], path: Path, xlabel: str, ylabel: str, title
         xlabel: name and unit of the x axis.
         ylabel: name and unit of the y axis.
         title: one line above the axes.
+        xticks: x -> its label, instead of numbers.
+        ylim: limits of the y axis.
+        log_y: whether the y axis is logarithmic, and shows everything.
+        zero_line: whether a line marks y = 0.
 
     Returns:
         path.
@@ -74,7 +81,14 @@ def curves(series: Sequence[Series], path: Path, xlabel: str, ylabel: str, title
             axes.fill_between(
                 x, mean - half_width, mean + half_width, color=_colour(one), alpha=shade, lw=0
             )
-        axes.set_ylim(*_shown_range(lines))
+        if log_y:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(*(ylim or _shown_range(lines)))
+        if zero_line:
+            axes.axhline(0, color="black", linewidth=1)
+        if xticks is not None:
+            axes.set_xticks(list(xticks), list(xticks.values()), rotation=45, ha="right")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         figure.suptitle(title, x=0.01, ha="left")
         axes.set_title(_curves_note(lines), loc="left", fontsize=9, color="#444444")

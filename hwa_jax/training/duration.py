@@ -62,3 +62,12 @@ class Duration:
         if self.unit == "percent":
             return int(self.value * total_steps / 100 + 0.5)
         return int(self.value * (steps_per_epoch if self.unit == "epochs" else 1) + 0.5)
+
+    def times(self, factor: float) -> str:
+        """A multiple of this length, as configurations write it.
+
+        Example:
+            >>> Duration.parse("2.5 epochs").times(2)
+            '5 epochs'
+        """
+        return f"{self.value * factor:g} {self.unit}"

@@ -100,11 +100,19 @@ class Evaluator:
         """
         self._batch_size = batch_size
 
+        def predict(weights, images):
+            return model.predict(*weights, augmentation.normalize(images, mean, std))
+
         def sums(weights, images, labels, valid):
-            logits = model.predict(*weights, augmentation.normalize(images, mean, std))
-            return batch_sums(logits, labels, valid)
+            return batch_sums(predict(weights, images), labels, valid)
+
+        def ensemble_sums(weights, images, labels, valid):
+            log_probabilities = jax.nn.log_softmax(jax.vmap(predict, in_axes=(0, None))(weights, images))
+            # Without the constant, the logarithm of the number of members, which a softmax takes away.
+            return batch_sums(jax.nn.logsumexp(log_probabilities, axis=0), labels, valid)
 
         self._one = jax.jit(sums)
+        self._ensemble = jax.jit(ensemble_sums)
         self._stacked = jax.jit(particles.vectorize(sums, in_axes=(0, None, None, None), mesh=mesh))
 
     def one(self, params: Any, batch_stats: Any, split: Split) -> dict[str, float]:
@@ -115,6 +123,10 @@ class Evaluator:
         """Metrics of every particle of stacked weights on a split."""
         total = self._total(self._stacked, (params, batch_stats), split)
         return [metrics(Sums(*(x[k] for x in total))) for k in range(len(total.nll))]
+
+    def ensemble(self, params: Any, batch_stats: Any, split: Split) -> dict[str, float]:
+        """Metrics of the mean of the probabilities that stacked weights predict."""
+        return metrics(self._total(self._ensemble, (params, batch_stats), split))
 
     def _total(self, sums: Callable, weights: Any, split: Split) -> Sums:
         starts = range(0, split.num_examples, self._batch_size)

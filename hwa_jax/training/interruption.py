@@ -1,10 +1,22 @@
 """SIGTERM and Ctrl-C as a request to stop between two steps."""
 
 import signal
+from typing import Any
 
 
 class Interrupted(Exception):
     """Work of several trainings was stopped by a signal; the same call continues."""
+
+
+def finished(results: dict[str, Any] | None) -> dict[str, Any]:
+    """The results of a training that ran to its end.
+
+    Raises:
+        Interrupted: a signal stopped it.
+    """
+    if results is None:
+        raise Interrupted
+    return results
 
 
 class Interruption:

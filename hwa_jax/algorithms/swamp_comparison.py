@@ -1,0 +1,214 @@
+"""SWAMP beside iterative magnitude pruning and what lies between them, over seeds: tuning, trainings and figures.
+
+The trainings are those of `swamp_methods`, and one method more needs none of its own kind: "imp_ensemble",
+the mean prediction of two independent networks of iterative magnitude pruning.
+
+The learning rate is tuned for iterative magnitude pruning, and all methods take it: they share the ticket
+of a seed, so differences within a seed are paired. SWA's constant rate is tuned for SWAMP at that learning
+rate. Both by validation accuracy, the mean over all cycles, on seeds that are not reported.
+
+The figures of a method and seed are one JSON file, written when they are complete; what is complete is not
+trained again.
+"""
+
+import itertools
+import logging
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from hwa_jax import particles
+from hwa_jax.algorithms.swamp_methods import PrunedRun, fields_of, train
+from hwa_jax.analysis.connectivity import paths
+from hwa_jax.errors import UserError
+from hwa_jax.storage import atomic
+from hwa_jax.training.config import default_swamp_config
+from hwa_jax.training.environment import environment
+from hwa_jax.training.workdir import Workdir, read_json
+
+SPLITS = ("train", "validation", "test")
+ENSEMBLE = "imp_ensemble"
+
+# Fields that only add or remove trainings, so that finished ones stay valid.
+MAY_CHANGE = ("title", "description", "seeds", "methods")
+
+# The seed of an ensemble's second member is the first one's and this.
+_SECOND_MEMBER = 1_000_000
+_POSITIONS = tuple(position / 10 for position in range(11))
+_MOST_PAIRED = 4
+
+_logger = logging.getLogger(__name__)
+
+
+def default_comparison() -> ConfigDict:
+    """All fields of a comparison; `base` is the configuration of SWAMP, whose `num_particles` is N.
+
+    Example:
+        >>> default_comparison().base.swamp.num_particles
+        4
+    """
+    config = ConfigDict()
+    config.title = "Comparison"
+    config.description = ""
+    config.base = default_swamp_config().unlock()
+    config.base.logging.tensorboard = False
+    config.seeds = (0, 1, 2)
+    config.tuning_seeds = (100,)  # never reported
+    config.learning_rates = (0.05, 0.1, 0.2)
+    config.swa_learning_rates = (0.02, 0.05, 0.1)
+    config.few_particles = 2  # of swamp_few
+    config.many_particles = 8  # of particles_many
+    config.plus_cycles = 5  # cycles with one particle, of swamp_plus
+    config.early_ticket = "0 steps"  # T0 of imp_early, swamp_early, swamp_early_gated
+    config.methods = (*fields_of(config), ENSEMBLE)
+    return config.lock()
+
+
+def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = False) -> list[dict[str, Any]]:
+    """Tunes, trains what is missing, and returns all cells; the same call continues.
+
+    Args:
+        config: as `default_comparison`.
+        directory: `cells/*.json` are the figures, `tuning.json` the grid and the choice; `scratch/` holds the
+            trainings of the seed that is running.
+        overwrite: start over.
+
+    Returns:
+        One dictionary per method and seed; `hwa_jax.report.sparsity_comparison` says which keys it has.
+
+    Raises:
+        UserError: as `swamp.train`, or a field of the comparison does not fit.
+        Interrupted: a signal stopped it.
+    """
+    _validate(config)
+    with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
+        workdir.record()
+        rates, scratch = _tune(config, workdir.path), workdir.path / "scratch"
+        (workdir.path / "cells").mkdir(exist_ok=True)
+        cells = []
+        for seed in config.seeds:
+            for method in config.methods:
+                path = workdir.path / "cells" / f"{method}-seed{seed}.json"
+                if read_json(path) is None:
+                    _logger.info("seed %d: %s", seed, method)
+                    atomic.write_json(path, _cell(config, method, seed, rates, scratch))
+                cells.append(read_json(path))
+            # Only now: methods of one seed use each other's trainings.
+            shutil.rmtree(scratch, ignore_errors=True)
+        return cells
+
+
+def _validate(config):
+    known = (*fields_of(config), ENSEMBLE)
+    for method in config.methods:
+        if method not in known:
+            raise UserError(f"methods={method!r}: give some of {', '.join(known)}")
+    shared = set(config.seeds) & set(config.tuning_seeds)
+    if shared:
+        raise UserError(f"tuning_seeds={tuple(config.tuning_seeds)}: {min(shared)} is also one of seeds, which are reported; choose another")
+
+
+def _tune(config: ConfigDict, directory: pathlib.Path) -> dict[str, float]:
+    """Trains what is missing of the grids, point by point, into tuning.json; the chosen rates."""
+    path = directory / "tuning.json"
+    stored = read_json(path) or {"grid": []}
+    # Until it is chosen, SWA's rate takes no part.
+    rates = {"learning_rate": None, "swa_learning_rate": 0.0}
+    for method, name in (("imp", "learning_rate"), ("swamp", "swa_learning_rate")):
+        grid = config[f"{name}s"]
+        for rate, seed in itertools.product(grid, config.tuning_seeds) if len(grid) > 1 else ():
+            point = {"method": method, "seed": seed, **rates, name: rate}
+            if not any(point.items() <= row.items() for row in stored["grid"]):
+                _logger.info("tuning: %s", point)
+                stored["grid"].append(point | {"validation": _mean_validation(config, point, directory / "scratch")})
+                atomic.write_json(path, stored)
+                shutil.rmtree(directory / "scratch", ignore_errors=True)
+        rates[name] = _best(stored["grid"], method, name) if len(grid) > 1 else grid[0]
+    atomic.write_json(path, {**stored, "chosen": rates})
+    return rates
+
+
+def tuned(directory: str | pathlib.Path) -> dict[str, Any]:
+    """What tuning.json holds.
+
+    Returns:
+        "chosen": learning rate and SWA's rate; "grid": every point with its validation accuracy, the mean over cycles.
+    """
+    return read_json(pathlib.Path(directory) / "tuning.json")
+
+
+def _mean_validation(config, point, scratch):
+    """0 where the training diverged."""
+    try:
+        cycles = train(config, point["method"], point["seed"], point, scratch).cycles
+    except UserError as error:
+        if "not finite" not in str(error):
+            raise
+        return 0.0
+    return sum(cycle["evaluation"][cycle["solution"]]["validation"]["accuracy"] for cycle in cycles) / len(cycles)
+
+
+def _best(grid, method, name):
+    accuracies = {}
+    for row in grid:
+        if row["method"] == method:
+            accuracies.setdefault(row[name], []).append(row["validation"])
+    return max(accuracies, key=lambda rate: sum(accuracies[rate]) / len(accuracies[rate]))
+
+
+def _cell(config, method, seed, rates, scratch):
+    if method == ENSEMBLE:
+        members = [train(config, "imp", one, rates, scratch) for one in (seed, seed + _SECOND_MEMBER)]
+        setup, levels = members[0].setup, list(_ensemble_levels(members))
+    else:
+        run = train(config, method, seed, rates, scratch)
+        setup, levels = run.setup, list(_levels(run))
+    return {
+        "method": method, "seed": seed, "num_train": setup.dataset.train.num_examples, "model": setup.config.model.name,
+        "rates": rates, "environment": environment(), "levels": levels,
+    }
+
+
+def _levels(run: PrunedRun) -> Iterator[dict[str, Any]]:
+    """The figures of each cycle."""
+    for cycle, makers in zip(run.cycles, run.mask_makers, strict=True):
+        evaluation = cycle["evaluation"]
+        found = [metrics for name, metrics in evaluation.items() if name.startswith("particle_")]
+        yield {
+            **{name: cycle[name] for name in ("cycle", "num_weights", "sparsity", "density_per_layer", "num_particles", "solution", "gate")},
+            **evaluation[cycle["solution"]],
+            "average": evaluation["average"],
+            "particles": _mean(found) if found else None,
+            "best_particle": max(found, key=lambda metrics: metrics["validation"]["accuracy"], default=None),
+            "barrier": _barrier(run, cycle["cycle"], len(found)) if found else None,
+            "epochs": run.setup.periods.ticket / run.setup.periods.epoch + sum(one["particle_epochs"] for one in (*makers, cycle)),
+            "seconds": sum(one["seconds"]["training"] for one in (*makers, cycle)),
+        }
+
+
+def _ensemble_levels(members: Sequence[PrunedRun]) -> Iterator[dict[str, Any]]:
+    """Predictions of independent networks, averaged; the mask is the first one's."""
+    evaluator = members[0].setup.evaluator
+    for cycle, singles in enumerate(zip(*map(_levels, members), strict=True)):
+        weights = particles.stack([member.weights(cycle, "average")[0] for member in members])
+        splits = {"train": members[0].setup.train_sample, "validation": members[0].setup.validation, "test": members[0].setup.test}
+        yield singles[0] | {
+            **{name: evaluator.ensemble(*weights, split) for name, split in splits.items()},
+            "particles": _mean(singles), **{name: sum(single[name] for single in singles) for name in ("epochs", "seconds")},
+        }
+
+
+def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return jax.tree.map(lambda *values: sum(values) / len(values), *({split: one[split] for split in SPLITS} for one in found))
+
+
+def _barrier(run: PrunedRun, cycle: int, num_particles: int) -> dict[str, float]:
+    """Mean and maximum of the barrier in training loss, nats, over the pairs of the first few particles."""
+    names = [f"particle_{number}" for number in range(min(num_particles, _MOST_PAIRED))]
+    weights = {name: run.weights(cycle, name)[0] for name in names}
+    heights = [path.loss_barrier for path in paths(run.setup, weights, run.setup.train_sample, _POSITIONS).values()]
+    return {"mean": sum(heights) / len(heights), "max": max(heights)}
