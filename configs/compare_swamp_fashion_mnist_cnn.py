@@ -15,7 +15,7 @@ def get_config():
         "CNN-M (113 thousand weights) on Fashion-MNIST: 5,000 training images, 250 more for the gate, 1,000 for validation, the usual 10,000 for "
         "test; random crop (padding 2) and flip; cycles of 10 epochs, half of the remaining weights pruned in each; batch 50, N=4, weight decay "
         "0.0005; the ticket is trained 1 epoch. The learning rate was tuned on the validation split for IMP, and SWA's rate for SWAMP "
-        "at that learning rate (tuning.json); all other methods take both. The subset and its split are the same for all seeds, so "
+        "at that learning rate, both by the levels with at least 80 % pruned (tuning.json); all other methods take both. The subset and its split are the same for all seeds, so "
         "intervals are over initialization and batch order. Seconds were taken while the machine did other work, and serve as a rough guide only."
     )
     base = config.base
@@ -31,6 +31,6 @@ def get_config():
     base.evaluation.update({"batch_size": 500, "train_examples": 1000})
     base.checkpoint.every = "10 epochs"
     base.logging.every = "2 epochs"
-    config.learning_rates, config.swa_learning_rates = (0.02, 0.05, 0.1), (0.02, 0.05)
+    config.learning_rates, config.swa_learning_rates = (0.05, 0.1, 0.2), (0.02, 0.05)
     config.methods = ("imp", "imp_swa", "particles", "swamp", "swamp_mask", "imp_ensemble", "one_shot", "random")
     return config

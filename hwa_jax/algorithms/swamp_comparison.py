@@ -58,6 +58,7 @@ def default_comparison() -> ConfigDict:
     config.base.logging.tensorboard = False
     config.seeds = (0, 1, 2)
     config.tuning_seeds = (100,)  # never reported
+    config.tuning_sparsity = 0.8  # from here on a cycle counts in tuning
     config.learning_rates = (0.05, 0.1, 0.2)
     config.swa_learning_rates = (0.02, 0.05, 0.1)
     config.few_particles = 2  # of swamp_few
@@ -107,6 +108,8 @@ def _validate(config):
     for method in config.methods:
         if method not in known:
             raise UserError(f"methods={method!r}: give some of {', '.join(known)}")
+    if not 0 <= config.tuning_sparsity <= config.base.swamp.target_sparsity:
+        raise UserError(f"tuning_sparsity={config.tuning_sparsity}: must be at least 0 and at most base.swamp.target_sparsity={config.base.swamp.target_sparsity}")
     shared = set(config.seeds) & set(config.tuning_seeds)
     if shared:
         raise UserError(f"tuning_seeds={tuple(config.tuning_seeds)}: {min(shared)} is also one of seeds, which are reported; choose another")
@@ -136,7 +139,7 @@ def tuned(directory: str | pathlib.Path) -> dict[str, Any]:
     """What tuning.json holds.
 
     Returns:
-        "chosen": learning rate and SWA's rate; "grid": every point with its validation accuracy, the mean over cycles.
+        "chosen": learning rate and SWA's rate; "grid": every point with its validation accuracy, the mean over the sparse cycles.
     """
     return read_json(pathlib.Path(directory) / "tuning.json")
 
@@ -149,7 +152,8 @@ def _mean_validation(config, point, scratch):
         if "not finite" not in str(error):
             raise
         return 0.0
-    return sum(cycle["evaluation"][cycle["solution"]]["validation"]["accuracy"] for cycle in cycles) / len(cycles)
+    sparse = [cycle for cycle in cycles if cycle["sparsity"] >= config.tuning_sparsity]
+    return sum(cycle["evaluation"][cycle["solution"]]["validation"]["accuracy"] for cycle in sparse) / len(sparse)
 
 
 def _best(grid, method, name):

@@ -21,6 +21,10 @@ rows "2×2" are the parts of SWAMP one by one, and "gate" is what the gate chang
 expected to be shown or contradicted by chance.
 """
 
+_GATE = """\
+A gated run goes on with its best particle wherever that has a lower loss on held-out training images than the average. It did so here:
+"""
+
 _READING = """\
 All methods of a seed start from one ticket, except those with an early one, and prune the same number of weights at each level. The
 dense network is the level with 100 % left. The test split was used for these figures alone; the particle called best was chosen by
@@ -61,8 +65,9 @@ def write_comparison(cells: Sequence[Mapping], directory: Path, *, title: str, m
     write_text(directory / "results.json", json_text({"meta": meta, "environment": machine, "tuning": tuning, "cells": cells}))
     parts = [f"# {title}", *([meta["description"]] if "description" in meta else [])]
     parts += ["## Summary", summary_table(cells), *images(accuracy_plots(cells, directory))]
-    parts += ["## The claims of the SWAMP paper", _CLAIMS.strip(), effects_table(effects(cells))]
-    parts += ["## Where averaging helps", *images(average_plots(cells, directory)), gate_table(cells)]
+    if found := effects(cells):
+        parts += ["## The claims of the SWAMP paper", _CLAIMS.strip(), effects_table(found)]
+    parts += ["## Where averaging helps", *images(average_plots(cells, directory)), _GATE.strip(), gate_table(cells)]
     parts += ["## What was compared", _methods(cells), _READING.strip()]
     parts += ["## Test accuracy, %", level_table(cells, "accuracy", scale=100)]
     parts += ["## Test NLL", level_table(cells, "nll", digits=4), "## Test ECE", level_table(cells, "ece", digits=4)]

@@ -77,7 +77,7 @@ def gate_table(cells: Sequence[Mapping]) -> str:
 
 
 def tuning_table(tuning: Mapping) -> str:
-    """The grids with the chosen rates in bold; mean validation accuracy over levels, in percent."""
+    """The grids with the chosen rates in bold; mean validation accuracy over the sparse levels, in percent."""
     rows = []
     for row in tuning["grid"]:
         name = "learning_rate" if row["method"] == "imp" else "swa_learning_rate"

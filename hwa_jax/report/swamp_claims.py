@@ -6,7 +6,7 @@ A claim's effect is positive where the claim holds. Differences are of test accu
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hwa_jax.report.claims import Effect
-from hwa_jax.report.sparse_methods import Levels, density_text, levels_by_method, shown_levels
+from hwa_jax.report.sparse_methods import METHODS, Levels, density_text, levels_by_method, shown_levels
 from hwa_jax.report.statistics import paired_difference
 
 # What still counts as "about as good", in points.
@@ -60,7 +60,7 @@ class _Found:
 
     def of_averages(self, method) -> Iterator[Effect]:
         """S6: at low sparsity the average is below its particles, and the gap closes."""
-        text = f"average and mean particle of {method}"
+        text = f"average and mean particle of {METHODS[method][0]}"
 
         def gap(level):
             return 100 * (level["average"]["test"]["accuracy"] - level["particles"]["test"]["accuracy"])
