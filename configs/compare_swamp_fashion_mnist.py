@@ -17,9 +17,9 @@ def get_config():
         "LeNet-300-100 on Fashion-MNIST: 20,000 training images, 1,000 more for the gate, 4,000 for validation, the usual 10,000 for test; no "
         "augmentation; cycles of 10 epochs, 36 % of the remaining weights pruned in each; batch 100, N=4 (fewer: 2, more: 8), weight decay "
         "0.0005; the ticket is trained 1 epoch, the early one not at all. The learning rate was tuned on the validation split for IMP, and SWA's "
-        "rate for SWAMP at that learning rate, both by the levels with at least 80 % pruned (tuning.json); all other methods take both. The subset and its split are the same "
-        "for all seeds, so intervals are over initialization and batch order. Seconds were taken while the machine did other work, and serve "
-        "as a rough guide only."
+        "rate for SWAMP at that learning rate, both by the levels with at least 80 % pruned (tuning.json); all other methods take both. The "
+        "subset and its split are the same for all seeds, so intervals are over initialization and batch order. Seconds were taken while "
+        "the machine did other work, and serve as a rough guide only."
     )
     base = config.base
     # A 21st part of the training images is held out for the gate.

@@ -15,8 +15,9 @@ def get_config():
         "CNN-M (113 thousand weights) on Fashion-MNIST: 5,000 training images, 250 more for the gate, 1,000 for validation, the usual 10,000 for "
         "test; random crop (padding 2) and flip; cycles of 10 epochs, half of the remaining weights pruned in each; batch 50, N=4, weight decay "
         "0.0005; the ticket is trained 1 epoch. The learning rate was tuned on the validation split for IMP, and SWA's rate for SWAMP "
-        "at that learning rate, both by the levels with at least 80 % pruned (tuning.json); all other methods take both. The subset and its split are the same for all seeds, so "
-        "intervals are over initialization and batch order. Seconds were taken while the machine did other work, and serve as a rough guide only."
+        "at that learning rate, both by the levels with at least 80 % pruned (tuning.json); all other methods take both. The subset and its "
+        "split are the same for all seeds, so intervals are over initialization and batch order. Seconds were taken while the machine did "
+        "other work, and serve as a rough guide only."
     )
     base = config.base
     base.data.update({"name": "fashion_mnist", "num_train": 6250, "validation_fraction": 0.16, "crop_padding": 2, "flip": True})

@@ -108,8 +108,9 @@ def _validate(config):
     for method in config.methods:
         if method not in known:
             raise UserError(f"methods={method!r}: give some of {', '.join(known)}")
-    if not 0 <= config.tuning_sparsity <= config.base.swamp.target_sparsity:
-        raise UserError(f"tuning_sparsity={config.tuning_sparsity}: must be at least 0 and at most base.swamp.target_sparsity={config.base.swamp.target_sparsity}")
+    target = config.base.swamp.target_sparsity
+    if not 0 <= config.tuning_sparsity <= target:
+        raise UserError(f"tuning_sparsity={config.tuning_sparsity}: must be at least 0 and at most base.swamp.target_sparsity={target}")
     shared = set(config.seeds) & set(config.tuning_seeds)
     if shared:
         raise UserError(f"tuning_seeds={tuple(config.tuning_seeds)}: {min(shared)} is also one of seeds, which are reported; choose another")
