@@ -1,4 +1,4 @@
-"""The one exception that programs turn into a line of text."""
+"""The exceptions that programs turn into a line of text."""
 
 
 class UserError(ValueError):
@@ -14,3 +14,7 @@ class UserError(ValueError):
         ...
         hwa_jax.errors.UserError: hwa.sync_period=0: must be at least 1 step
     """
+
+
+class Diverged(UserError):
+    """A loss or gradient was not finite. Comparisons record it, and go on with their next training."""

@@ -42,7 +42,7 @@ def cells(method, gains, *, above_particles=None, gate=None):
                 "particles": beside, "best_particle": beside and splits(accuracy - 0.002), "barrier": beside and {"mean": 0.1, "max": 0.2},
                 "epochs": 10.0 * (number + 1), "seconds": 3.0 * (number + 1),
             })
-        found.append({"method": method, "seed": seed, "num_train": 100, "model": "mlp", "rates": {}, "environment": {}, "levels": levels})
+        found.append({"method": method, "seed": seed, "num_train": 100, "model": "mlp", "rates": {}, "environment": {}, "levels": levels, "diverged": None})
     return found
 
 
@@ -132,9 +132,16 @@ def test_cells_that_do_not_fit_are_refused():
         levels_by_method([IMP[0], fewer])
 
 
+def test_a_training_that_diverged_is_named_and_counts_for_nothing(tmp_path):
+    broken = IMP[1] | {"levels": [], "diverged": "not finite at step 3"}
+    text = write_comparison([IMP[0], broken, IMP[2], *SWAMP], tmp_path, title="", meta={}, tuning=TUNING).read_text()
+    assert "- IMP, seed 1: not finite at step 3" in text
+    assert found("S1", "SWAMP - IMP", "1 %", [IMP[0], broken, IMP[2], *SWAMP]).effect.n == 2
+
+
 def test_a_report_of_one_method_needs_nothing_else(tmp_path):
     text = write_comparison(IMP, tmp_path, title="One", meta={"description": "About."}, tuning={"grid": [], "chosen": {}}).read_text()
     assert text.startswith("# One\n\nAbout.") and "## The tuning grid" not in text and "## The claims" not in text
     assert accuracy_plots(IMP, tmp_path) == []
-    with pytest.raises(ValueError, match="cells is empty"):
+    with pytest.raises(ValueError, match="no finished training"):
         write_comparison([], tmp_path, title="", meta={}, tuning=TUNING)

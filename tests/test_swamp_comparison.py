@@ -129,6 +129,14 @@ def test_tuning_takes_the_better_rate_and_publishes_the_grid(cells, directory):
     assert tuning["chosen"] == {"learning_rate": 0.05, "swa_learning_rate": 0.02} == cells["imp"]["rates"]
 
 
+def test_a_training_that_diverges_is_recorded_and_the_next_one_runs(tmp_path, compiled):
+    config = tiny()
+    config.methods, config.learning_rates = ("imp", "random"), (1e30,)
+    found = swamp_comparison.run(config, tmp_path / "run")
+    assert [(cell["method"], cell["levels"]) for cell in found] == [("imp", []), ("random", [])]
+    assert all("is not finite at step" in cell["diverged"] for cell in found)
+
+
 def test_finished_cells_are_not_trained_again(cells, directory, monkeypatch):
     (directory / "cells" / "swamp_mask-seed0.json").unlink()
     trained = []

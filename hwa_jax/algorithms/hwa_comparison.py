@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import hwa
 from hwa_jax.algorithms.hwa_tuning import training_of, tune
-from hwa_jax.errors import UserError
+from hwa_jax.errors import Diverged, UserError
 from hwa_jax.storage import atomic, json_lines
 from hwa_jax.training.config import default_config
 from hwa_jax.training.duration import Duration
@@ -206,9 +206,7 @@ def _train(config, trajectory, scratch):
     directory = scratch / trajectory.name
     try:
         results = finished(hwa.run(setup, directory))
-    except UserError as error:
-        if "not finite" not in str(error):
-            raise
+    except Diverged as error:
         _logger.warning("%s: %s", trajectory.name, error)
         return [_cell(setup, trajectory, _no_results(setup), method, _NO_FIGURES) for method in trajectory.weights]
     figures = _figures(setup, directory, results)

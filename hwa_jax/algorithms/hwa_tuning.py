@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import hwa
-from hwa_jax.errors import UserError
+from hwa_jax.errors import Diverged, UserError
 from hwa_jax.storage import atomic
 from hwa_jax.training.interruption import finished
 from hwa_jax.training.workdir import read_json
@@ -100,9 +100,7 @@ def _validation(config, point, scratch):
     one.evaluation.every = one.training.duration
     try:
         results = finished(hwa.train(one, scratch / "-".join(map(str, point.values()))))
-    except UserError as error:
-        if "not finite" not in str(error):
-            raise
+    except Diverged as error:
         return {name: 0.0 for name in _TUNED[point["kind"]]} | {"note": str(error)}
     return {name: results["final"][weights]["validation"]["accuracy"] for name, weights in _TUNED[point["kind"]].items()}
 

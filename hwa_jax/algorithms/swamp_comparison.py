@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from hwa_jax import particles
 from hwa_jax.algorithms.swamp_methods import PrunedRun, fields_of, train
 from hwa_jax.analysis.connectivity import paths
-from hwa_jax.errors import UserError
+from hwa_jax.errors import Diverged, UserError
 from hwa_jax.storage import atomic
 from hwa_jax.training.config import default_swamp_config
 from hwa_jax.training.environment import environment
@@ -149,9 +149,7 @@ def _mean_validation(config, point, scratch):
     """0 where the training diverged."""
     try:
         cycles = train(config, point["method"], point["seed"], point, scratch).cycles
-    except UserError as error:
-        if "not finite" not in str(error):
-            raise
+    except Diverged:
         return 0.0
     sparse = [cycle for cycle in cycles if cycle["sparsity"] >= config.tuning_sparsity]
     return sum(cycle["evaluation"][cycle["solution"]]["validation"]["accuracy"] for cycle in sparse) / len(sparse)
@@ -166,16 +164,19 @@ def _best(grid, method, name):
 
 
 def _cell(config, method, seed, rates, scratch):
-    if method == ENSEMBLE:
-        members = [train(config, "imp", one, rates, scratch) for one in (seed, seed + _SECOND_MEMBER)]
-        setup, levels = members[0].setup, list(_ensemble_levels(members))
-    else:
-        run = train(config, method, seed, rates, scratch)
-        setup, levels = run.setup, list(_levels(run))
-    return {
-        "method": method, "seed": seed, "num_train": setup.dataset.train.num_examples, "model": setup.config.model.name,
-        "rates": rates, "environment": environment(), "levels": levels,
-    }
+    """The figures of a method and seed; without levels, and with the reason, where a training diverged."""
+    cell = {"method": method, "seed": seed, "model": config.base.model.name, "rates": rates, "environment": environment()}
+    try:
+        if method == ENSEMBLE:
+            members = [train(config, "imp", one, rates, scratch) for one in (seed, seed + _SECOND_MEMBER)]
+            setup, levels = members[0].setup, list(_ensemble_levels(members))
+        else:
+            run = train(config, method, seed, rates, scratch)
+            setup, levels = run.setup, list(_levels(run))
+    except Diverged as error:
+        _logger.warning("seed %d: %s: %s", seed, method, error)
+        return cell | {"num_train": None, "levels": [], "diverged": str(error)}
+    return cell | {"num_train": setup.dataset.train.num_examples, "levels": levels, "diverged": None}
 
 
 def _levels(run: PrunedRun) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ def provenance(cells: Sequence[Mapping], machine: Mapping, meta: Mapping) -> lis
         meta: what else a reader needs; "command" becomes a code block, "description" is left out.
     """
     seeds = sorted({cell["seed"] for cell in cells})
-    sizes = sorted({cell["num_train"] for cell in cells})
+    sizes = sorted({cell["num_train"] for cell in cells if cell["num_train"]})
     facts = {
         "seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})",
         "training samples": " or ".join(f"{size:,}" for size in sizes),

@@ -31,7 +31,7 @@ Levels = dict[str, dict[int, Sequence[Mapping[str, Any]]]]
 
 
 def levels_by_method(cells: Sequence[Mapping]) -> Levels:
-    """The levels of all cells in the order of METHODS, those of "best_particle" taken from SWAMP's.
+    """The levels of all cells in the order of METHODS, those of "best_particle" taken from SWAMP's; none of trainings that diverged.
 
     Args:
         cells: as `hwa_jax.report.sparsity_comparison.write_comparison` takes them.
@@ -41,15 +41,16 @@ def levels_by_method(cells: Sequence[Mapping]) -> Levels:
             number of weights.
     """
     found: Levels = {}
-    for cell in cells:
+    finished = [cell for cell in cells if cell["levels"]]
+    for cell in finished:
         method, seed = cell["method"], cell["seed"]
         if method not in METHODS or method == "best_particle":
             raise ValueError(f"cell {method}/{seed}: method={method!r} is none of {', '.join(METHODS)}")
         if seed in found.setdefault(method, {}):
             raise ValueError(f"cells: two of {method}, seed {seed}")
         found[method][seed] = cell["levels"]
-        if weights_left(cell["levels"]) != weights_left(cells[0]["levels"]):
-            raise ValueError(f"cell {method}/{seed}: has {weights_left(cell['levels'])} weights left, others {weights_left(cells[0]['levels'])}")
+        if weights_left(cell["levels"]) != weights_left(finished[0]["levels"]):
+            raise ValueError(f"cell {method}/{seed}: has {weights_left(cell['levels'])} weights left, others {weights_left(finished[0]['levels'])}")
     best = {
         seed: [level | level["best_particle"] for level in levels]
         for seed, levels in found.get("swamp", {}).items() if all(level["best_particle"] for level in levels)

@@ -40,7 +40,7 @@ def write_comparison(cells: Sequence[Mapping], directory: Path, *, title: str, m
 
     Args:
         cells: one mapping per method and seed, with method (a key of `sparse_methods.METHODS`), seed, num_train, model, rates,
-            environment, and levels: one mapping per level of sparsity, from the dense network on, with num_weights, sparsity,
+            environment, diverged (the reason, or None), and levels, none where it diverged: one mapping per level of sparsity, from the dense network on, with num_weights, sparsity,
             density_per_layer (layer -> fraction), num_particles, solution, gate ({average, particles, averaging_hurts} or None),
             train, validation and test ({accuracy, nll, ece}, accuracy as a fraction), the same of "average", "particles" (the mean over
             particles, or None) and "best_particle" (or None), barrier ({mean, max} in nats, or None), epochs and seconds (of all
@@ -57,8 +57,8 @@ def write_comparison(cells: Sequence[Mapping], directory: Path, *, title: str, m
         ValueError: there is no cell, or as `levels_by_method`.
         UserError: a file cannot be written.
     """
-    if not cells:
-        raise ValueError("cells is empty: nothing to report")
+    if not any(cell["levels"] for cell in cells):
+        raise ValueError("cells has no finished training: nothing to report")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     machine = environment()
@@ -71,6 +71,8 @@ def write_comparison(cells: Sequence[Mapping], directory: Path, *, title: str, m
     parts += ["## What was compared", _methods(cells), _READING.strip()]
     parts += ["## Test accuracy, %", level_table(cells, "accuracy", scale=100)]
     parts += ["## Test NLL", level_table(cells, "nll", digits=4), "## Test ECE", level_table(cells, "ece", digits=4)]
+    if diverged := [f"- {METHODS[cell['method']][0]}, seed {cell['seed']}: {cell['diverged']}" for cell in cells if cell["diverged"]]:
+        parts += ["## Trainings that diverged, and are in no figure", "\n".join(diverged)]
     parts += ["## What it cost", cost_table(cells), "## Where the weights are left", *images(layer_plots(cells, directory))]
     if tuning["grid"]:
         parts += ["## The tuning grid", tuning_table(tuning)]

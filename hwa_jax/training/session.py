@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hwa_jax.errors import UserError
+from hwa_jax.errors import Diverged, UserError
 from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.storage.json_lines import read_json_lines
 from hwa_jax.training.clock import Clock
@@ -123,11 +123,11 @@ class Session:
         """Stops a diverged training before anything of it is stored.
 
         Raises:
-            UserError: the loss or gradient of a replica was not finite; names replica and step.
+            Diverged: the loss or gradient of a replica was not finite; names replica and step.
         """
         first = np.asarray(state.progress.first_non_finite)
         if first.min() != NEVER:
-            raise UserError(
+            raise Diverged(
                 f"loss or gradient of replica {int(first.argmin())} is not finite at step {int(first.min())}: lower "
                 f"optimizer.learning_rate={self.setup.config.optimizer.learning_rate}; "
                 f"checkpoints kept: {self._checkpoints.steps or 'none'}"
