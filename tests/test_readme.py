@@ -12,13 +12,30 @@ _ROOT = Path(__file__).resolve().parents[1]
 _README = (_ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", _README, re.DOTALL))
-def test_python_runs(code, tmp_path, monkeypatch):
+def snippet_that_has(text, tmp_path, monkeypatch):
+    """The names that a snippet of the README leaves behind."""
+    [code] = [code for code in re.findall(r"```python\n(.*?)```", _README, re.DOTALL) if text in code]
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
-    # The snippet regresses on the sum of eight inputs, so the weights it ends with are ones.
+    return names
+
+
+def test_every_snippet_is_run_here():
+    assert len(re.findall(r"```python\n", _README)) == 2
+
+
+def test_online_average_runs(tmp_path, monkeypatch):
+    names = snippet_that_has("online_average", tmp_path, monkeypatch)
+    # It regresses on the sum of eight inputs, so the weights it ends with are ones.
     assert abs(names["hwa_weights"]["kernel"] - 1).max() < 0.05
+
+
+def test_pruning_runs(tmp_path, monkeypatch):
+    names = snippet_that_has("sparse_update", tmp_path, monkeypatch)
+    # One of eight is left after three halvings: the input that matters, with its weight of 3.
+    assert names["mask"]["kernel"].ravel().tolist() == [True] + 7 * [False]
+    assert abs(names["w"]["kernel"][0, 0] - 3) < 0.2 and (names["w"]["kernel"][2:] == 0).sum() >= 5
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:experiments|configs)/\w+\.py", _README))))
