@@ -39,8 +39,10 @@ REFUSED = {
     "SWA too late": ({"swamp.swa_start": "90%"}, "swamp.swa_start='90%', swamp.swa_period='2 steps': a cycle of 8 steps ends before"),
     "percent of what": ({"training.duration": "50%"}, "training.duration='50%': percent of what?"),
     "too many devices": ({"num_devices": 99}, "num_devices=99: JAX sees 8 devices"),
-    "a small step": (
-        {"swamp.fraction": 1e-6, "training.duration": "1 steps", "swamp.swa": False}, "swamp.fraction=1e-06: of the 50200 weights",
+    "a small step": ({"swamp.fraction": 1e-6}, "swamp.fraction=1e-06: of the 50200 weights that remain in cycle 0 none would go"),
+    # One weight for each of 300, 100 and 10 outputs.
+    "a target beyond what stays": (
+        {"swamp.keep_one_per_output": True, "swamp.target_sparsity": 0.995}, "of the 410 weights that remain in cycle 11 none would go",
     ),
     "diverged": ({"optimizer.learning_rate": 1e30}, "is not finite at step"),
 }

@@ -80,13 +80,16 @@ class PruningRun:
         directory: the work directory.
         overwrite: start over, deleting what is there.
 
+    Attributes:
+        plan: of all cycles.
+
     Raises:
-        UserError: as `Workdir`.
+        UserError: as `Workdir`, or nothing is left to prune before the target is reached.
     """
 
     def __init__(self, setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False):
         self._setups = {setup.num_replicas: setup}
-        self.setup, self.config = setup, setup.config
+        self.setup, self.config, self.plan = setup, setup.config, setup.plan()
         self._workdir = Workdir(
             directory, setup.config, setup.dataset.fingerprint, overwrite=overwrite, may_change=SWAMP_MAY_CHANGE_ON_RESUME
         )
@@ -193,19 +196,13 @@ class PruningRun:
         """The next mask: `swamp.fraction` of the remaining weights go.
 
         Raises:
-            UserError: nothing is left to prune before the target is reached, or NaN weights.
+            UserError: NaN weights.
         """
         swamp = self.config.swamp
-        pruned = masks.prune(
+        return masks.prune(
             weights.params, mask, swamp.fraction, swamp.pruner, keep_one_per_output=swamp.keep_one_per_output,
             key=jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), 3), cycle),
         )
-        if masks.count(pruned) == masks.count(mask):
-            raise UserError(
-                f"swamp.fraction={swamp.fraction}: of the {masks.count(mask)} weights that remain none would go, and "
-                f"swamp.target_sparsity={swamp.target_sparsity} is not reached: raise the one or lower the other"
-            )
-        return pruned
 
     def finish(self, cycle: int, solution: Solution) -> dict[str, Any]:
         """Writes results.json and the final network; returns the former's contents."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,20 @@ from hwa_jax.training.optimizers import make_optimizer, make_schedule
 from hwa_jax.training.periods import CyclePeriods
 from hwa_jax.training.setup import Setup, load_dataset, num_devices, pieces
 from hwa_jax.training.step import Progress, TrainState
+
+
+class PlannedCycle(NamedTuple):
+    """What is known of a cycle before it is trained.
+
+    Attributes:
+        num_particles: N.
+        num_weights: prunable weights that remain in it.
+        sparsity: the share of them that is gone.
+    """
+
+    num_particles: int
+    num_weights: int
+    sparsity: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +63,25 @@ class SparseSetup(Setup):
         """
         params, _ = jax.eval_shape(self.model.init, jax.random.key(0))
         return masks.ones(params, self.config.swamp.prunable or None)
+
+    def plan(self) -> list[PlannedCycle]:
+        """All cycles, up to the first one at or above the target sparsity.
+
+        Raises:
+            UserError: nothing is left to prune before the target is reached.
+        """
+        swamp, schedule, cycles = self.config.swamp, particle_schedule(self.config), []
+        for count in masks.planned_counts(
+            self.dense_mask(), swamp.fraction, swamp.pruner, keep_one_per_output=swamp.keep_one_per_output
+        ):
+            size = cycles[0].num_weights if cycles else count
+            cycles.append(PlannedCycle(schedule[min(len(cycles), len(schedule) - 1)], count, (size - count) / size))
+            if cycles[-1].sparsity >= swamp.target_sparsity:
+                return cycles
+        raise UserError(
+            f"swamp.fraction={swamp.fraction}: of the {count} weights that remain in cycle {len(cycles) - 1} none would go, and "
+            f"swamp.target_sparsity={swamp.target_sparsity} is not reached: raise the one or lower the other"
+        )
 
     def particles_at(self, origin: TrainState, mask: Any) -> TrainState:
         """N equal particles at one particle's state, its weights θ∘m; nothing collected by SWA yet.
