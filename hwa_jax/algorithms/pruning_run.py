@@ -80,16 +80,13 @@ class PruningRun:
         directory: the work directory.
         overwrite: start over, deleting what is there.
 
-    Attributes:
-        plan: of all cycles.
-
     Raises:
-        UserError: as `Workdir`, or nothing is left to prune before the target is reached.
+        UserError: as `Workdir`.
     """
 
     def __init__(self, setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False):
         self._setups = {setup.num_replicas: setup}
-        self.setup, self.config, self.plan = setup, setup.config, setup.plan()
+        self.setup, self.config = setup, setup.config
         self._workdir = Workdir(
             directory, setup.config, setup.dataset.fingerprint, overwrite=overwrite, may_change=SWAMP_MAY_CHANGE_ON_RESUME
         )

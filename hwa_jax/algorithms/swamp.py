@@ -64,6 +64,7 @@ def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool =
 
 def run(setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False) -> dict[str, Any] | None:
     """`train`, for callers that have prepared the pieces and go on to use them."""
+    plan = setup.plan()
     with PruningRun(setup, directory, overwrite=overwrite) as run:
         if run.results() is not None:
             return run.results()
@@ -72,7 +73,7 @@ def run(setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = F
         for cycle in itertools.count():
             solution = run.stored(cycle, mask)
             if solution is None:
-                solution = find_solution(run, run.train_particles(cycle, run.plan[cycle].num_particles, start, mask))
+                solution = find_solution(run, run.train_particles(cycle, plan[cycle].num_particles, start, mask))
             if run.is_target(cycle, mask):
                 return run.finish(cycle, solution)
             mask = run.prune(cycle, solution.weights, mask)

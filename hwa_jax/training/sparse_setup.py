@@ -17,7 +17,7 @@ from hwa_jax.errors import UserError
 from hwa_jax.offline import Average, uniform_average
 from hwa_jax.optimizer_state import reset_state
 from hwa_jax.sparsity.update import sparse_update
-from hwa_jax.training.config import validate
+from hwa_jax.training.config import default_swamp_config, validate
 from hwa_jax.training.optimizers import make_optimizer, make_schedule
 from hwa_jax.training.periods import CyclePeriods
 from hwa_jax.training.setup import Setup, load_dataset, num_devices, pieces
@@ -112,7 +112,7 @@ def prepare(config: ConfigDict) -> SparseSetup:
     Raises:
         UserError: a field, data set or device count that does not fit; one line.
     """
-    validate(config)
+    validate(config, default_swamp_config)
     dataset, swamp = load_dataset(config), config.swamp
     if swamp.averaging == "when_safe" and not swamp.gate_fraction:
         raise UserError("swamp.gate_fraction=0.0: swamp.averaging='when_safe' compares on held-out images, give 0.05 for example")
@@ -122,7 +122,7 @@ def prepare(config: ConfigDict) -> SparseSetup:
     setup = _build(config, dataset, held_out, max(particle_schedule(config)))
     # What does not fit the network is said before anything is written.
     jax.eval_shape(setup.initial_state)
-    setup.dense_mask()
+    setup.plan()
     return setup
 
 
