@@ -1,7 +1,8 @@
 """A program of experiments/, saying what it is about to do and waiting to be told to go on; and its other end.
 
 Before and after every step and every event that is due, and in pruning every mask, every cycle that is stored, every file of
-weights in it and the end, the program writes a line to stdout, "enter push 8" or "exit push 8", and reads a line from stdin. Once stdin has ended, it goes on without asking.
+weights in it and the end, the program writes a line to stdout, "enter push 8" or "exit push 8", and reads a line from stdin.
+Once stdin has ended, it goes on without asking.
 """
 
 import os

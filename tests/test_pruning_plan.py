@@ -60,7 +60,8 @@ def test_the_plan_ends_with_the_first_cycle_at_the_target():
 def dry_run(compiled_once, tmp_path_factory):  # noqa: F811
     directory = tmp_path_factory.mktemp("dry")
     fields = [f"--config.{field}={value}" for field, value in SMALL_PRUNING.items()]
-    ended = call("train_swamp.py", f"--config={ROOT / 'configs' / 'swamp_digits.py'}", f"--workdir={directory / 'run'}", *fields, "--dry_run")
+    config = ROOT / "configs" / "swamp_digits.py"
+    ended = call("train_swamp.py", f"--config={config}", f"--workdir={directory / 'run'}", *fields, "--dry_run")
     assert (ended.code, ended.stderr) == (0, "")
     assert listing(directory) == {}
     return ended.stdout.splitlines()

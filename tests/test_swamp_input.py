@@ -57,7 +57,7 @@ def test_bad_input_is_one_line(tmp_path, fields, words):
 
 
 PROGRAM = {
-    "another program's configuration": ("hwa_digits.py", [], "swamp.averaging is missing in the configuration: get_config() begins with default_swamp"),
+    "another program's configuration": ("hwa_digits.py", [], "swamp.averaging is missing in the configuration: get_config() begins"),
     "unknown field": ("swamp_digits.py", ["--config.swamp.num_particle=3"], "no field 'num_particle': did you mean 'num_particles'?"),
     "letters for a number": ("swamp_digits.py", ["--config.swamp.fraction=much"], "swamp.fraction=much"),
     "letters for N": ("swamp_digits.py", ["--config.swamp.num_particles=many"], "swamp.num_particles="),
