@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -151,6 +151,7 @@ def test_nan_weights_are_not_ranked(tmp_path):
         run.prune(0, Weights(params, batch_stats), setup.dense_mask())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=3), st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float16"]))
 def test_files_of_pruned_weights(tmp_path_factory, shape, seed, dtype):
     rng, path = np.random.default_rng(seed), tmp_path_factory.mktemp("sparse") / "w.safetensors"
