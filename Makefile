@@ -4,15 +4,18 @@ BIN := .venv/bin
 USABLE := 'import sys, pip; sys.exit(sys.version_info < (3, 11))'
 
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all clean
+.PHONY: help venv demo demo-swamp test test-all clean
 
 help:  ## List the targets (also: make)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/base.stamp  ## Install hwa_jax and its pinned requirements into .venv
 
 demo: .venv/base.stamp  ## Compare HWA with its parts on digits; results in runs/demo
 	@$(BIN)/python experiments/compare_hwa.py --config=configs/compare_hwa_digits.py --workdir=runs/demo
+
+demo-swamp: .venv/base.stamp  ## Prune a network by SWAMP on digits; results in runs/demo-swamp
+	@$(BIN)/python experiments/train_swamp.py --config=configs/swamp_digits.py --workdir=runs/demo-swamp
 
 test: .venv/dev.stamp  ## Run the fast tests
 	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
@@ -20,8 +23,8 @@ test: .venv/dev.stamp  ## Run the fast tests
 test-all: .venv/dev.stamp  ## Run the fast and the slow tests
 	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile -m ""
 
-clean:  ## Remove .venv, runs/demo and what builds and tests leave behind
-	@rm -rf .venv runs/demo runs/demo.compiled build dist *.egg-info .pytest_cache .hypothesis
+clean:  ## Remove .venv, the demos' results and what builds and tests leave behind
+	@rm -rf .venv runs/demo runs/demo.compiled runs/demo-swamp runs/demo-swamp.compiled build dist *.egg-info .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/dev.stamp: EXTRAS := [dev]

@@ -1,13 +1,15 @@
 """A program of experiments/, saying what it is about to do and waiting to be told to go on; and its other end.
 
-Before and after every step, every event that is due and every cycle that is stored the program writes a line to stdout,
-"enter push 8" or "exit push 8", and reads a line from stdin. Once stdin has ended, it goes on without asking.
+Before and after every step and every event that is due, and in pruning every mask, every cycle that is stored, every file of
+weights in it and the end, the program writes a line to stdout, "enter push 8" or "exit push 8", and reads a line from stdin.
+Once stdin has ended, it goes on without asking.
 """
 
 import os
 import subprocess
 import sys
 
+from hwa_jax.algorithms import pruning_run
 from hwa_jax.algorithms.pruning_run import PruningRun
 from hwa_jax.training import loop
 from programs import ROOT
@@ -31,8 +33,8 @@ def watched(phase, act):
 
 
 def watch():
-    """Wraps the loop's steps and events, and what stores a cycle of pruning."""
-    run, perform, store = loop.run, loop.perform, PruningRun.store
+    """Wraps the loop's steps and events, and what a run of pruning does between its cycles."""
+    run, perform = loop.run, loop.perform
 
     def watched_run(state, step, steps, **keywords):
         numbers = iter(steps)
@@ -42,10 +44,21 @@ def watch():
     def watched_perform(event, done, state):
         return perform(event._replace(act=watched(event.name, event.act)), done, state)
 
-    def watched_store(pruning, trained, *args, **keywords):
-        return watched("store", lambda cycle, _: store(pruning, trained, *args, **keywords))(trained.cycle, None)
+    loop.run, loop.perform = watched_run, watched_perform
+    watch_between_cycles(PruningRun, "store", lambda trained, *args, **keywords: trained.cycle)
+    for name in ("prune", "finish"):
+        watch_between_cycles(PruningRun, name, lambda cycle, *args: cycle)
+    save = pruning_run.save_sparse_weights
+    pruning_run.save_sparse_weights = lambda path, *args: watched("weights", lambda *_: save(path, *args))(args[-1]["cycle"], None)
 
-    loop.run, loop.perform, PruningRun.store = watched_run, watched_perform, watched_store
+
+def watch_between_cycles(place, name, cycle_of):
+    method = getattr(place, name)
+
+    def call(run, *args, **keywords):
+        return watched(name, lambda *_: method(run, *args, **keywords))(cycle_of(*args, **keywords), None)
+
+    setattr(place, name, call)
 
 
 def watched_command(program, config, fields, compiled):

@@ -20,6 +20,8 @@ SHAPES = {
     "digits": ((8, 8, 1), 10), "fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100),
 }
 SMALL_ENOUGH = {"mlp", "cnn_s"}
+# Configuration file: the networks that may stand after the colon of --config.
+NETWORKS = {"hwa_cifar": ("resnet20", "resnet56", "wrn-28-10", "vgg16"), "swamp_cifar": ("wrn-28-2", "wrn-32-4", "vgg19", "resnet20")}
 
 
 def load(file):
@@ -31,9 +33,9 @@ def load(file):
 
 def variants(file):
     """What may stand after the colon of --config, None where nothing may."""
-    if file.stem != "hwa_cifar":
+    if file.stem not in NETWORKS:
         return [None]
-    return [f"{name},{model}" for name in ("cifar10", "cifar100") for model in ("resnet20", "resnet56", "wrn-28-10", "vgg16")]
+    return [f"{name},{model}" for name in ("cifar10", "cifar100") for model in NETWORKS[file.stem]]
 
 
 def build(file, variant):
@@ -54,12 +56,27 @@ def test_it_says_what_it_is(file):
 def test_it_is_valid(file, variant):
     config = build(file, variant)
     base = config.get("base", config)
-    validate(base)
+    begin = default_swamp_config if "swamp" in base else default_config
+    validate(base, begin)
     assert base.data.name in SHAPES
     # Nothing but what a configuration has.
-    default = default_swamp_config() if "swamp" in base else default_config()
-    assert set(base.keys()) == set(default.keys())
+    assert set(base.keys()) == set(begin().keys())
     assert isinstance(config, ConfigDict) and config.is_locked
+
+
+@pytest.mark.parametrize("stem", NETWORKS)
+def test_another_network_is_refused(stem):
+    get_config = load(ROOT / "configs" / f"{stem}.py").get_config
+    with pytest.raises(ValueError, match=f"{stem}.py:cifar10,mlp: write DATASET,MODEL with one of {NETWORKS[stem][0]}, "):
+        get_config("cifar10,mlp")
+    assert get_config().to_dict() == get_config(f"cifar10,{NETWORKS[stem][0]}").to_dict()
+
+
+def test_swamp_cifar_is_the_papers_where_that_is_known():
+    config = build(ROOT / "configs" / "swamp_cifar.py", "cifar100,wrn-32-4")
+    assert config.swamp.swa and config.swamp.swa_learning_rate == 0.05 and config.swamp.rewind == "ticket"
+    # 20 prunings of 20 % leave 1.15 %.
+    assert 1 - 0.8**19 < config.swamp.target_sparsity <= 1 - 0.8**20
 
 
 def synthetic(name, **_):

@@ -13,8 +13,9 @@ from hwa_jax.algorithms import imp, swamp
 from hwa_jax.algorithms.pruning_run import PruningRun, Trained
 from hwa_jax.data.batches import epoch_indices
 from hwa_jax.storage.safetensors import named_leaves
+from hwa_jax.training import setup as training_setup
 from hwa_jax.training.evaluation import Evaluator
-from hwa_jax.training.functional import FunctionalModel
+from hwa_jax.training.functional import FunctionalModel, from_nnx
 from pruning_runs import IMP, cycle_weights, prune, pruning_config, pruning_setup, stacked_state
 from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
 
@@ -63,13 +64,17 @@ def test_three_weights_by_hand(tmp_path):
         np.testing.assert_array_equal(params["kernel"] == 0, ~np.bool_(mask))
 
 
-def loss(params, images, labels):
-    """Mean cross-entropy of the multilayer perceptron."""
+def logits(params, images):
+    """Of the multilayer perceptron, in the dtype of its weights."""
     x = images
     for layer in ("dense1", "dense2"):
         x = jnp.maximum(x @ params[f"{layer}/kernel"] + params[f"{layer}/bias"], 0)
-    logits = x @ params["classifier/kernel"] + params["classifier/bias"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return x @ params["classifier/kernel"] + params["classifier/bias"]
+
+
+def loss(params, images, labels):
+    """Mean cross-entropy."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels).mean()
 
 
 gradient = jax.jit(jax.grad(loss))
@@ -224,18 +229,38 @@ def test_the_order_of_particles_does_not_matter():
         jax.tree.map(np.testing.assert_array_equal, pruned_mask, found[0][1])
 
 
-def test_eight_devices_against_one(tmp_path):
-    fields = {"swamp.num_particles": 8, "swamp.target_sparsity": 0.3, "swamp.swa_start": "0%", "training.duration": "4 steps",
+def in_float64(build):
+    """The test's own perceptron with weights in float64, from those that `build` draws."""
+    model = from_nnx(build)
+
+    def init(key):
+        params, batch_stats = model.init(key)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params), batch_stats
+
+    def predict(params, batch_stats, images):
+        return logits(named_leaves(params), images.reshape(len(images), -1).astype(jnp.float64))
+
+    return FunctionalModel(init, lambda *args: (predict(*args[:3]), args[1]), predict, None)
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(False, 1e-5), (True, 1e-9)], ids=["float32", "float64"])
+def test_eight_devices_against_one(tmp_path, monkeypatch, x64, tolerance):
+    # The ticket has 4 steps, a cycle 16; the second one is under a mask that the first has pruned.
+    fields = {"swamp.num_particles": 8, "swamp.target_sparsity": 0.3, "swamp.swa_start": "0%", "training.duration": "16 steps",
               "data.crop_padding": 1}
-    for devices in (1, 8):
-        setup = pruning_setup({**fields, "num_devices": devices})
-        assert setup.mesh.size == devices
-        swamp.run(setup, tmp_path / str(devices))
+    if x64:
+        monkeypatch.setattr(training_setup, "from_nnx", in_float64)
+    with jax.enable_x64(x64):
+        for devices in (1, 8):
+            setup = pruning_setup({**fields, "num_devices": devices})
+            assert setup.mesh.size == devices
+            swamp.run(setup, tmp_path / str(devices))
     for cycle in range(2):
         (mine, my_mask), (theirs, their_mask) = (cycle_weights(tmp_path / devices, cycle) for devices in ("1", "8"))
         jax.tree.map(np.testing.assert_array_equal, my_mask, their_mask)
         for name in mine:
-            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5, atol=1e-5 * abs(mine[name]).max(), err_msg=name)
+            assert mine[name].dtype == theirs[name].dtype == ("float64" if x64 else "float32")
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=0, atol=tolerance * abs(mine[name]).max(), err_msg=name)
 
 
 def test_a_new_mask_compiles_nothing(pruned, tmp_path, monkeypatch):

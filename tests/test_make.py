@@ -66,7 +66,7 @@ def test_make_alone_lists_every_target_and_does_nothing_else(clone):
     phony = re.search(r"^\.PHONY: (.*)$", (clone / "Makefile").read_text(), re.MULTILINE)
     listed = [line.split()[1] for line in result.stdout.splitlines()]
     assert listed == phony.group(1).split()
-    assert {"venv", "demo", "test", "test-all", "clean"} <= set(listed)
+    assert {"venv", "demo", "demo-swamp", "test", "test-all", "clean"} <= set(listed)
     assert all(len(line.split()) > 3 for line in result.stdout.splitlines())
     assert result.stdout == make(clone, "help").stdout
     assert calls(clone) == []
@@ -82,6 +82,7 @@ def test_each_target_starts_from_an_empty_clone(clone):
             INSTALL,
             "experiments/compare_hwa.py --config=configs/compare_hwa_digits.py --workdir=runs/demo",
         ],
+        "demo-swamp": [VENV, INSTALL, "experiments/train_swamp.py --config=configs/swamp_digits.py --workdir=runs/demo-swamp"],
     }
     for target, commands in expected.items():
         result = make(clone, target)
@@ -133,13 +134,13 @@ def test_old_or_missing_python_is_one_line(clone, python):
 
 
 def test_clean_keeps_results(clone):
-    for path in ("runs/mine/table.md", "runs/demo/table.md", "hwa_jax/__pycache__/a.pyc"):
+    written = ("runs/demo/table.md", "runs/demo-swamp/results.json", "runs/demo-swamp.compiled/a", "hwa_jax/__pycache__/a.pyc")
+    for path in ("runs/mine/table.md", *written):
         (clone / path).parent.mkdir(parents=True)
         (clone / path).touch()
     assert make(clone, "clean").returncode == 0
     assert (clone / "runs/mine/table.md").exists()
-    assert not (clone / "runs/demo").exists()
-    assert not (clone / "hwa_jax/__pycache__").exists()
+    assert not any((clone / path).parent.exists() for path in written)
 
 
 @pytest.mark.parametrize("tests_pass", [True, False])

@@ -86,8 +86,8 @@ def two_masks(params):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, "float32") for name in ELEMENTWISE | OTHERS]
-    + [(name, "bfloat16") for name in ("nesterov", "adamw", "lookahead")]
-    + [pytest.param(name, "bfloat16", marks=pytest.mark.slow) for name in ("adam", "injected", "labelled", "accumulating", *OTHERS)],
+    + [(name, "bfloat16") for name in ("momentum and decay", "nesterov", "adam", "adamw", "lookahead")]
+    + [pytest.param(name, "bfloat16", marks=pytest.mark.slow) for name in ("injected", "labelled", "accumulating", *OTHERS)],
 )
 def test_zeros_are_exact_from_the_first_step_and_new_masks_compile_nothing(name, dtype):
     tx = hwa_jax.sparse_update({**ELEMENTWISE, **OTHERS}[name])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -19,6 +19,7 @@ from hwa_jax.errors import UserError
 from hwa_jax.storage.safetensors import save_weights
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
 from hwa_jax.training.weights import Weights
+from programs import ROOT, call
 from pruning_runs import IMP, prune, pruning_setup
 from training_runs import compilation_cache_dir, compiled_once, listing  # noqa: F401
 
@@ -39,8 +40,10 @@ REFUSED = {
     "SWA too late": ({"swamp.swa_start": "90%"}, "swamp.swa_start='90%', swamp.swa_period='2 steps': a cycle of 8 steps ends before"),
     "percent of what": ({"training.duration": "50%"}, "training.duration='50%': percent of what?"),
     "too many devices": ({"num_devices": 99}, "num_devices=99: JAX sees 8 devices"),
-    "a small step": (
-        {"swamp.fraction": 1e-6, "training.duration": "1 steps", "swamp.swa": False}, "swamp.fraction=1e-06: of the 50200 weights",
+    "a small step": ({"swamp.fraction": 1e-6}, "swamp.fraction=1e-06: of the 50200 weights that remain in cycle 0 none would go"),
+    # One weight for each of 300, 100 and 10 outputs.
+    "a target beyond what stays": (
+        {"swamp.keep_one_per_output": True, "swamp.target_sparsity": 0.995}, "of the 410 weights that remain in cycle 11 none would go",
     ),
     "diverged": ({"optimizer.learning_rate": 1e30}, "is not finite at step"),
 }
@@ -51,6 +54,24 @@ def test_bad_input_is_one_line(tmp_path, fields, words):
     with pytest.raises(UserError) as refused:
         prune(tmp_path, fields)
     assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+PROGRAM = {
+    "another program's configuration": ("hwa_digits.py", [], "swamp.averaging is missing in the configuration: get_config() begins"),
+    "unknown field": ("swamp_digits.py", ["--config.swamp.num_particle=3"], "no field 'num_particle': did you mean 'num_particles'?"),
+    "letters for a number": ("swamp_digits.py", ["--config.swamp.fraction=much"], "swamp.fraction=much"),
+    "letters for N": ("swamp_digits.py", ["--config.swamp.num_particles=many"], "swamp.num_particles="),
+    "a dry run": ("swamp_digits.py", ["--config.swamp.fraction=2.0", "--dry_run"], "swamp.fraction=2.0: must be above 0 and below 1"),
+}
+
+
+@pytest.mark.parametrize(("config", "flags", "words"), PROGRAM.values(), ids=PROGRAM)
+def test_the_program_ends_with_one_line(tmp_path, monkeypatch, compiled_once, config, flags, words):  # noqa: F811
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled_once))
+    ended = call("train_swamp.py", f"--config={ROOT / 'configs' / config}", f"--workdir={tmp_path / 'run'}", *flags)
+    [line] = ended.stderr.splitlines()
+    assert ended.code == 2 and line.startswith("error: ") and words in line
+    assert listing(tmp_path) == {}
 
 
 def test_imp_has_one_particle(tmp_path):
@@ -113,6 +134,15 @@ def test_a_layer_pruned_to_nothing(tmp_path, keep_one):
     assert [("dense1/kernel" in str(warning.message)) for warning in caught] == ([] if keep_one else [True])
 
 
+def test_training_goes_on_without_a_layer(tmp_path):
+    # 50,200, 502 and 5 weights: three layers cannot all have some for long.
+    with pytest.warns(UserWarning, match="pruning left no weight in .*/kernel; keep_one_per_output=True keeps one"):
+        results = prune(tmp_path, {**IMP, "swamp.fraction": 0.99, "swamp.target_sparsity": 0.9999})
+    densities = results["cycles"][-1]["density_per_layer"]
+    assert [cycle["num_weights"] for cycle in results["cycles"]] == [50200, 502, 5] and 0.0 in densities.values()
+    assert all(np.isfinite(metrics["nll"]) for metrics in results["final"]["average"].values())
+
+
 def test_nan_weights_are_not_ranked(tmp_path):
     setup = pruning_setup()
     params, batch_stats = jax.device_get(setup.model.init(jax.random.key(0)))
@@ -121,6 +151,7 @@ def test_nan_weights_are_not_ranked(tmp_path):
         run.prune(0, Weights(params, batch_stats), setup.dense_mask())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=3), st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float16"]))
 def test_files_of_pruned_weights(tmp_path_factory, shape, seed, dtype):
     rng, path = np.random.default_rng(seed), tmp_path_factory.mktemp("sparse") / "w.safetensors"

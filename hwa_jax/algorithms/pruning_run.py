@@ -193,19 +193,13 @@ class PruningRun:
         """The next mask: `swamp.fraction` of the remaining weights go.
 
         Raises:
-            UserError: nothing is left to prune before the target is reached, or NaN weights.
+            UserError: NaN weights.
         """
         swamp = self.config.swamp
-        pruned = masks.prune(
+        return masks.prune(
             weights.params, mask, swamp.fraction, swamp.pruner, keep_one_per_output=swamp.keep_one_per_output,
             key=jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), 3), cycle),
         )
-        if masks.count(pruned) == masks.count(mask):
-            raise UserError(
-                f"swamp.fraction={swamp.fraction}: of the {masks.count(mask)} weights that remain none would go, and "
-                f"swamp.target_sparsity={swamp.target_sparsity} is not reached: raise the one or lower the other"
-            )
-        return pruned
 
     def finish(self, cycle: int, solution: Solution) -> dict[str, Any]:
         """Writes results.json and the final network; returns the former's contents."""

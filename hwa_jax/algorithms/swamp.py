@@ -36,7 +36,7 @@ from ml_collections import ConfigDict
 
 from hwa_jax import masks, particles
 from hwa_jax.algorithms.pruning_run import PruningRun, Solution, Trained
-from hwa_jax.training.sparse_setup import SparseSetup, particle_schedule, prepare
+from hwa_jax.training.sparse_setup import SparseSetup, prepare
 from hwa_jax.training.weights import Weights, recalibrated
 
 _logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool =
 
 def run(setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False) -> dict[str, Any] | None:
     """`train`, for callers that have prepared the pieces and go on to use them."""
-    swamp, schedule = setup.config.swamp, particle_schedule(setup.config)
+    plan = setup.plan()
     with PruningRun(setup, directory, overwrite=overwrite) as run:
         if run.results() is not None:
             return run.results()
@@ -73,12 +73,11 @@ def run(setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = F
         for cycle in itertools.count():
             solution = run.stored(cycle, mask)
             if solution is None:
-                num_particles = schedule[min(cycle, len(schedule) - 1)]
-                solution = find_solution(run, run.train_particles(cycle, num_particles, start, mask))
+                solution = find_solution(run, run.train_particles(cycle, plan[cycle].num_particles, start, mask))
             if run.is_target(cycle, mask):
                 return run.finish(cycle, solution)
             mask = run.prune(cycle, solution.weights, mask)
-            start = ticket if swamp.rewind == "ticket" else setup.restarted(ticket, *solution.weights)
+            start = ticket if setup.config.swamp.rewind == "ticket" else setup.restarted(ticket, *solution.weights)
 
 
 def find_solution(run: PruningRun, trained: Trained) -> Solution:

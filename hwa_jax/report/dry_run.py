@@ -1,20 +1,24 @@
 """What a run would take: parameters, steps, memory, disk and time, before anything is written."""
 
 import time
+from typing import Any, NamedTuple
 
 import jax
 
 from hwa_jax.algorithms.hwa import communication
 from hwa_jax.data import Split
 from hwa_jax.models import overview
-from hwa_jax.report.tables import format_bytes
+from hwa_jax.report.tables import format_bytes, markdown_table
+from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.training.setup import Setup
+from hwa_jax.training.sparse_setup import SparseSetup
+from hwa_jax.training.step import TrainState
 
 _TIMED_STEPS = 5
 
 
 def describe(setup: Setup, num_members: int) -> str:
-    """The text that --dry_run prints.
+    """The text that --dry_run prints for HWA.
 
     It compiles the step and runs a few, so that memory is the compiler's own figure and time is
     measured here and now, training alone.
@@ -23,40 +27,106 @@ def describe(setup: Setup, num_members: int) -> str:
         setup: the pieces of the run.
         num_members: members of the window kept on disk.
     """
-    state, periods = setup.initial_state(), setup.periods
+    state, periods, config = setup.initial_state(), setup.periods, setup.config
     first = jax.tree.map(lambda leaf: leaf[0], (state.params, state.batch_stats))
-    table = overview(*first)
-    member_bytes, state_bytes = _bytes(first), _bytes(state)
-    batch_key, noise_key = setup.keys()
-    indices = setup.epoch_indices(state.step, batch_key)
-    step = setup.step.lower(state, indices, setup.train, noise_key, {}).compile()
-    memory = step.memory_analysis()
-    state = jax.block_until_ready(step(state, indices, setup.train, noise_key, {}))
-    start = time.perf_counter()
-    for _ in range(_TIMED_STEPS):
-        state = step(state, indices, setup.train, noise_key, {})
-    jax.block_until_ready(state)
-    seconds = (time.perf_counter() - start) / _TIMED_STEPS
-    config = setup.config
+    synchronizations = communication(setup, state)["synchronizations"]
+    step = _measured(setup, state, {})
     lines = [
-        table, "",
+        overview(*first), "",
         f"replicas K              {setup.num_replicas} on {setup.mesh.size} device(s)",
         f"steps                   {periods.total} per replica, {periods.epoch} per epoch",
-        f"synchronization H       every {periods.sync} steps, {communication(setup, state)['synchronizations']} in all",
+        f"synchronization H       every {periods.sync} steps, {synchronizations} in all",
         f"window I                {config.hwa.window_size} pushes, one every {periods.push} steps, {num_members} kept on disk",
-        f"images                  {setup.train.num_examples} training, {setup.validation.num_examples} validation, "
-        f"{setup.test.num_examples} test; {format_bytes(sum(_bytes(split) for split in _splits(setup)))} on each device",
-        f"memory of the step      {format_bytes(memory.temp_size_in_bytes)} temporary, {format_bytes(state_bytes)} state",
-        f"disk                    {format_bytes(num_members * member_bytes + config.checkpoint.keep * state_bytes)} "
+        _images(setup, {}),
+        _memory(step),
+        f"disk                    {format_bytes(num_members * _bytes(first) + config.checkpoint.keep * step.state_bytes)} "
         "for window and checkpoints",
-        f"time                    {seconds * 1e3:.1f} ms per step now, {seconds * periods.total / 60:.1f} minutes of training "
-        "without evaluation and compilation",
+        _time(step, step.seconds * periods.total),
     ]
     return "\n".join(lines)
 
 
-def _splits(setup: Setup) -> list[Split]:
-    return [setup.train, setup.validation, setup.test, setup.train_sample]
+def describe_pruning(setup: SparseSetup) -> str:
+    """The text that --dry_run prints for SWAMP and IMP; measured as by `describe`, for the largest N.
+
+    Args:
+        setup: the pieces of the run.
+
+    Raises:
+        UserError: the target sparsity is never reached.
+    """
+    plan, state, periods, config = setup.plan(), setup.initial_state(), setup.periods, setup.config
+    mask, num_particles = setup.dense_mask(), setup.num_replicas
+    origin = jax.tree.map(lambda leaf: leaf[0], state._replace(step=()))._replace(step=state.step)
+    weights = (origin.params, origin.batch_stats)
+    step = _measured(setup, setup.particles_at(origin, mask), {"mask": jax.device_put(mask, setup.replicated)})
+    # A step of one particle is taken to last an N-th of one of N.
+    particle_steps = periods.ticket + periods.cycle * sum(cycle.num_particles for cycle in plan)
+    disk = _bytes(origin) + _bytes(weights) + config.checkpoint.keep * step.state_bytes + _cycle_bytes(weights, mask, plan)
+    lines = [
+        overview(*weights, mask), "",
+        markdown_table(
+            ["cycle", "particles", "weights", "sparsity %", "epochs of all particles"],
+            [
+                [str(number), str(cycle.num_particles), f"{cycle.num_weights:,}", f"{100 * cycle.sparsity:.2f}",
+                 f"{cycle.num_particles * periods.cycle / periods.epoch:g}"] for number, cycle in enumerate(plan)
+            ], "rrrrr",
+        ), "",
+        f"particles N             at most {num_particles} on {setup.mesh.size} device(s)",
+        f"prunable                {plan[0].num_weights:,} of {sum(leaf.size for leaf in jax.tree.leaves(origin.params)):,} parameters",
+        f"cycles                  {len(plan)} of {periods.cycle} steps after {periods.ticket} of the ticket, {periods.epoch} per epoch",
+        f"training                {particle_steps / periods.epoch:g} epochs, those of all particles together",
+        _images(setup, {"held out": setup.held_out}),
+        _memory(step),
+        f"disk                    {format_bytes(disk)} for ticket, cycles and checkpoints",
+        _time(step, step.seconds * particle_steps / num_particles),
+    ]
+    return "\n".join(lines)
+
+
+class _Step(NamedTuple):
+    """A step of all replicas: memory in bytes, time in seconds."""
+
+    temporary_bytes: int
+    state_bytes: int
+    seconds: float
+
+
+def _measured(setup: Setup, state: TrainState, extra: dict[str, Any]) -> _Step:
+    batch_key, noise_key = setup.keys()
+    state_bytes, indices = _bytes(state), setup.epoch_indices(state.step, batch_key)
+    step = setup.step.lower(state, indices, setup.train, noise_key, extra).compile()
+    state = jax.block_until_ready(step(state, indices, setup.train, noise_key, extra))
+    start = time.perf_counter()
+    for _ in range(_TIMED_STEPS):
+        state = step(state, indices, setup.train, noise_key, extra)
+    jax.block_until_ready(state)
+    seconds = (time.perf_counter() - start) / _TIMED_STEPS
+    return _Step(step.memory_analysis().temp_size_in_bytes, state_bytes, seconds)
+
+
+def _cycle_bytes(weights, mask, plan):
+    """Of the files of all cycles: a bit for each prunable weight, and the values of those that remain."""
+    arrays = named_leaves(weights[0])
+    dense = sum(arrays[name].nbytes for name in named_leaves(mask))
+    size, rest = plan[0].num_weights, _bytes(weights) - dense
+    files = [cycle.num_particles + (cycle.num_particles > 1) for cycle in plan]
+    return sum(count * (size / 8 + dense * cycle.num_weights / size + rest) for count, cycle in zip(files, plan))
+
+
+def _images(setup: Setup, others: dict[str, Split]) -> str:
+    splits = {"training": setup.train, "validation": setup.validation, "test": setup.test, **others}
+    counts = ", ".join(f"{split.num_examples} {name}" for name, split in splits.items())
+    return f"images                  {counts}; {format_bytes(_bytes([*splits.values(), setup.train_sample]))} on each device"
+
+
+def _memory(step):
+    return f"memory of the step      {format_bytes(step.temporary_bytes)} temporary, {format_bytes(step.state_bytes)} state"
+
+
+def _time(step, seconds):
+    return (f"time                    {step.seconds * 1e3:.1f} ms per step now, {seconds / 60:.1f} minutes of training "
+            "without evaluation and compilation")
 
 
 def _bytes(tree):

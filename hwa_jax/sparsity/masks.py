@@ -19,6 +19,7 @@ from hwa_jax.sparsity.checks import check as check
 from hwa_jax.sparsity.checks import check_equal as check_equal
 from hwa_jax.sparsity.checks import is_masked_node
 from hwa_jax.sparsity.pruners import PRUNERS as PRUNERS
+from hwa_jax.sparsity.pruners import planned_counts as planned_counts
 from hwa_jax.sparsity.pruners import prune as prune
 from hwa_jax.sparsity.pruners import prune_by_magnitude as prune_by_magnitude
 

@@ -1,6 +1,8 @@
 """Which weights go: by magnitude under one threshold for all layers, or one per layer, or at random."""
 
+import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -94,6 +96,31 @@ def prune(
             raise ValueError("prune: the random pruner needs key=jax.random.key(...)")
         params = _random_like(mask, key)
     return _pruned(params, mask, fraction, keep_one_per_output, layerwise=pruner == "layerwise")
+
+
+def planned_counts(mask: Any, fraction: float, pruner: str = "magnitude", *, keep_one_per_output: bool = False) -> Iterator[int]:
+    """How many weights remain before the first pruning of a dense mask, after it, after the second, ...
+
+    With r weights remaining, round(fraction · r) go; whatever the weights are, since a mask is pruned to an
+    exact count. Ends where none would go any more.
+
+    Args:
+        mask: under which all weights remain; arrays, or their shapes and dtypes.
+        fraction, pruner, keep_one_per_output: as in `prune`.
+
+    Example:
+        >>> list(planned_counts({"kernel": jnp.ones((2, 5), bool)}, 0.4))
+        [10, 6, 4, 2, 1]
+    """
+    leaves = jax.tree.leaves(mask)
+    groups = [[leaf] for leaf in leaves] if pruner == "layerwise" else [leaves]
+    counts = [sum(leaf.size for leaf in group) for group in groups]
+    stay = [keep_one_per_output * sum(min(leaf.size, math.prod(leaf.shape[-1:])) for leaf in group) for group in groups]
+    remaining = None
+    while counts != remaining:
+        yield sum(counts)
+        remaining = counts
+        counts = [max(count - round(fraction * count), least) for count, least in zip(counts, stay)]
 
 
 def _pruned(values, mask, fraction, keep_one_per_output, layerwise):

@@ -1,6 +1,7 @@
 """The configuration of a training run: every field, its default, and what is allowed."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
@@ -97,8 +98,12 @@ def _shared_config():
     return config
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, begin: Callable[[], ConfigDict] = default_config) -> None:
     """Checks what can be checked without data and devices.
+
+    Args:
+        config: of a training.
+        begin: makes the configuration whose fields it must have, `default_config` or `default_swamp_config`.
 
     Raises:
         UserError: a field that is missing or out of range; the message names the field, the value and
@@ -111,7 +116,6 @@ def validate(config: ConfigDict) -> None:
         ...
         hwa_jax.errors.UserError: hwa.window_size=0: must be at least 1
     """
-    begin = default_swamp_config if "swamp" in config else default_config
     known = _flatten(begin().to_dict())
     missing = known.keys() - _flatten(dict(config)).keys()
     if missing:

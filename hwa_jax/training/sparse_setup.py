@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,25 @@ from hwa_jax.errors import UserError
 from hwa_jax.offline import Average, uniform_average
 from hwa_jax.optimizer_state import reset_state
 from hwa_jax.sparsity.update import sparse_update
-from hwa_jax.training.config import validate
+from hwa_jax.training.config import default_swamp_config, validate
 from hwa_jax.training.optimizers import make_optimizer, make_schedule
 from hwa_jax.training.periods import CyclePeriods
 from hwa_jax.training.setup import Setup, load_dataset, num_devices, pieces
 from hwa_jax.training.step import Progress, TrainState
+
+
+class PlannedCycle(NamedTuple):
+    """What is known of a cycle before it is trained.
+
+    Attributes:
+        num_particles: N.
+        num_weights: prunable weights that remain in it.
+        sparsity: the share of them that is gone.
+    """
+
+    num_particles: int
+    num_weights: int
+    sparsity: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +63,25 @@ class SparseSetup(Setup):
         """
         params, _ = jax.eval_shape(self.model.init, jax.random.key(0))
         return masks.ones(params, self.config.swamp.prunable or None)
+
+    def plan(self) -> list[PlannedCycle]:
+        """All cycles, up to the first one at or above the target sparsity.
+
+        Raises:
+            UserError: nothing is left to prune before the target is reached.
+        """
+        swamp, schedule, cycles = self.config.swamp, particle_schedule(self.config), []
+        for count in masks.planned_counts(
+            self.dense_mask(), swamp.fraction, swamp.pruner, keep_one_per_output=swamp.keep_one_per_output
+        ):
+            size = cycles[0].num_weights if cycles else count
+            cycles.append(PlannedCycle(schedule[min(len(cycles), len(schedule) - 1)], count, (size - count) / size))
+            if cycles[-1].sparsity >= swamp.target_sparsity:
+                return cycles
+        raise UserError(
+            f"swamp.fraction={swamp.fraction}: of the {count} weights that remain in cycle {len(cycles) - 1} none would go, and "
+            f"swamp.target_sparsity={swamp.target_sparsity} is not reached: raise the one or lower the other"
+        )
 
     def particles_at(self, origin: TrainState, mask: Any) -> TrainState:
         """N equal particles at one particle's state, its weights θ∘m; nothing collected by SWA yet.
@@ -79,7 +112,7 @@ def prepare(config: ConfigDict) -> SparseSetup:
     Raises:
         UserError: a field, data set or device count that does not fit; one line.
     """
-    validate(config)
+    validate(config, default_swamp_config)
     dataset, swamp = load_dataset(config), config.swamp
     if swamp.averaging == "when_safe" and not swamp.gate_fraction:
         raise UserError("swamp.gate_fraction=0.0: swamp.averaging='when_safe' compares on held-out images, give 0.05 for example")
@@ -89,7 +122,7 @@ def prepare(config: ConfigDict) -> SparseSetup:
     setup = _build(config, dataset, held_out, max(particle_schedule(config)))
     # What does not fit the network is said before anything is written.
     jax.eval_shape(setup.initial_state)
-    setup.dense_mask()
+    setup.plan()
     return setup
 
 

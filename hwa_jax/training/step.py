@@ -113,7 +113,7 @@ def make_step(
         done = state.step + 1
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
         progress = Progress(
-            loss=state.progress.loss + loss,
+            loss=state.progress.loss + loss.astype(jnp.float32),
             correct=state.progress.correct + correct,
             steps=state.progress.steps + 1,
             first_non_finite=jnp.minimum(state.progress.first_non_finite, jnp.where(finite, NEVER, done)),
