@@ -112,6 +112,8 @@ def test_it_makes_a_step(file, variant, monkeypatch):
     base.training.batch_size = 4
     # Epochs have two steps here; what is given in steps may be longer than that.
     base.schedule.warmup = "0 steps"
+    if "swamp" in base:
+        base.swamp.swa_period = "1 epoch"
     setup = (sparse_setup if "swamp" in base else training_setup).prepare(base)
     assert setup.train.num_examples == 8 and setup.periods.epoch == 2
     state, (batch_key, noise_key) = setup.initial_state(), setup.keys()
