@@ -103,7 +103,8 @@ for name, shape in shapes.items():
     arrays[name][mask] = values
 ```
 
-Kernels are [in, out], of convolutions [height, width, in, out].
+Kernels are [in, out], of convolutions [height, width, in, out]. The network takes (image / 255 - mean) / std, with "mean" and
+"std" of each channel from the metadata, where "model" says which network it is.
 
 ## Metrics
 
