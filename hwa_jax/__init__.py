@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "WindowStore": "hwa_jax.storage.window_store",
     "load_predictor": "hwa_jax.training.predictor",
+    "load_sparse_predictor": "hwa_jax.training.sparse_predictor",
     "load_weights": "hwa_jax.storage.safetensors",
 }
 

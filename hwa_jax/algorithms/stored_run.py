@@ -51,11 +51,7 @@ def open_run(directory: str | os.PathLike) -> StoredRun:
         UserError: no work directory, not of HWA, no checkpoint yet, or the data are not what they were.
     """
     directory = pathlib.Path(directory)
-    record = read_json(directory / "config.json")
-    if record is None:
-        raise UserError(f"--workdir={directory}: has no config.json: give the --workdir of experiments/train_hwa.py")
-    if "hwa" not in record["config"]:
-        raise UserError(f"--workdir={directory}: belongs to another program: give the --workdir of experiments/train_hwa.py")
+    record = read_record(directory, "hwa")
     setup = prepare(for_evaluation(_stored_config(directory, record["config"])))
     if setup.dataset.fingerprint != record["data_fingerprint"]:
         raise UserError(
@@ -68,6 +64,24 @@ def open_run(directory: str | os.PathLike) -> StoredRun:
     window = hwa.open_window(setup, directory)
     environment = read_json(directory / "environment.json") or {}
     return StoredRun(setup, setup.place(restored.tree), window, record["config"], environment)
+
+
+def read_record(directory: pathlib.Path, algorithm: str) -> dict[str, Any]:
+    """config.json of a work directory: {"config": ..., "data_fingerprint": ...}.
+
+    Args:
+        directory: the work directory.
+        algorithm: "hwa" or "swamp"; whose program `directory` must be of.
+
+    Raises:
+        UserError: no work directory, or one of another program.
+    """
+    record, advice = read_json(directory / "config.json"), f"give the --workdir of experiments/train_{algorithm}.py"
+    if record is None:
+        raise UserError(f"--workdir={directory}: has no config.json: {advice}")
+    if algorithm not in record.get("config", {}):
+        raise UserError(f"--workdir={directory}: belongs to another program: {advice}")
+    return record
 
 
 def for_evaluation(config: ConfigDict) -> ConfigDict:
@@ -127,7 +141,7 @@ def export(run: StoredRun, path: str | os.PathLike, weights: str = "hwa") -> dic
     done = int(run.state.step)
     facts = {
         "weights": weights, "metrics": setup.evaluate(kept[weights], SPLITS),
-        "config": _published(run.config), "data_fingerprint": setup.dataset.fingerprint,
+        "config": published(run.config), "data_fingerprint": setup.dataset.fingerprint,
         "num_examples": {split: getattr(setup, split).num_examples for split in SPLITS},
         "steps": done, "epochs": done / setup.periods.epoch, "environment": run.environment,
         "window": [step for step in run.window.stored_steps if step <= done][-setup.config.hwa.window_size:],
@@ -135,6 +149,11 @@ def export(run: StoredRun, path: str | os.PathLike, weights: str = "hwa") -> dic
     }
     save_weights(path, *kept[weights], facts)
     return facts
+
+
+def published(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration without the directories of the machine that trained it."""
+    return {**config, "init_from": os.path.basename(config["init_from"]), "data": {**config["data"], "data_dir": ""}}
 
 
 def _stored_config(directory, stored):
@@ -145,11 +164,6 @@ def _stored_config(directory, stored):
     except (TypeError, ValueError) as error:
         raise UserError(f"{directory / 'config.json'}: {error}: restore the file") from error
     return config
-
-
-def _published(config):
-    """Without the directories of the machine that trained it."""
-    return {**config, "init_from": os.path.basename(config["init_from"]), "data": {**config["data"], "data_dir": ""}}
 
 
 def _require_kept(names, kept):
