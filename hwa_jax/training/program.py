@@ -85,7 +85,8 @@ def enable_compilation_cache(directory: str | os.PathLike) -> None:
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(directory).absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # The small programs too: a training has dozens of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def command_line() -> str:
