@@ -11,6 +11,8 @@ from hwa_jax.training import loop
 
 # What these write or measure has to reach the host.
 ON_THE_HOST = ("inner evaluation", "push", "evaluation", "log", "checkpoint")
+# What these change, in the buffers where it was.
+IN_PLACE = {"collect": lambda state: state, "synchronization": lambda state: state.batch_stats}
 
 
 class Waited(AssertionError):
@@ -41,7 +43,10 @@ def device_only():
 
 @contextlib.contextmanager
 def loops_on_the_device():
-    """Every loop within it is `device_only`, but for the events above; yields a set that gets the names of all that acted."""
+    """Every loop within it is `device_only`, but for the events above, and its other events donate what they change.
+
+    Yields a set that gets the names of all events that acted.
+    """
     run, perform, acted, guard = loop.run, loop.perform, set(), contextlib.ExitStack()
 
     def guarded_run(*args, **keywords):
@@ -54,7 +59,10 @@ def loops_on_the_device():
             return state
         acted.add(event.name)
         if event.name not in ON_THE_HOST:
-            return perform(event, done, state)
+            old = jax.tree.leaves(IN_PLACE.get(event.name, lambda _: ())(state))
+            state = perform(event, done, state)
+            assert all(leaf.is_deleted() for leaf in old)
+            return state
         guard.close()
         state = perform(event, done, state)
         guard.enter_context(device_only())

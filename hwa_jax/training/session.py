@@ -76,8 +76,9 @@ class Session:
             _logger.info("resuming from the checkpoint of step %d", self.first)
         self._bar = progress_bar(part.total, self.first, str(setup.config.model.name))
         self._batch_key, self._noise_key = setup.keys(part.number)
-        self._indices = setup.epoch_indices(self.state.step, self._batch_key)
         self._compiled = {}
+        with self.clock.activity("compilation"):
+            self._indices = setup.epoch_indices(self.state.step, self._batch_key)
 
     def _start(self):
         restored = self._checkpoints.restore(like=jax.eval_shape(self._part.start))
