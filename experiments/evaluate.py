@@ -27,6 +27,7 @@ flags.mark_flag_as_required("workdir")
 
 
 def main(command: str | None) -> None:
+    program.enable_compilation_cache(f"{_WORKDIR.value}.compiled")
     if command == "export":
         _export()
     else:

@@ -5,6 +5,7 @@ weights in it and the end, the program writes a line to stdout, "enter push 8" o
 Once stdin has ended, it goes on without asking.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -38,8 +39,12 @@ def watch():
 
     def watched_run(state, step, steps, **keywords):
         numbers = iter(steps)
-        watched_step = watched("step", lambda done, state: step(state))
-        return run(state, lambda state: watched_step(next(numbers) + 1, state), steps, **keywords)
+
+        def watched_step(state, count):
+            [*_, last] = itertools.islice(numbers, count)
+            return watched("step", lambda done, state: step(state, count))(last + 1, state)
+
+        return run(state, watched_step, steps, **keywords)
 
     def watched_perform(event, done, state):
         return perform(event._replace(act=watched(event.name, event.act)), done, state)

@@ -76,7 +76,7 @@ DEATHS = [
     (Session, "step", 2, False),  # the ticket, from its start
     (CheckpointStore, "save", 2, True),  # the ticket's end, the ticket, step 6 of cycle 0
     (Session, "step", 3, True),  # three steps to the end of cycle 0, the first one of cycle 1
-    (loop, "perform", 8, True),  # the third step of cycle 1
+    (loop, "perform", 11, True),  # the third step of cycle 1
     (PruningRun, "store", 0, False),
     (PruningRun, "store", 0, True),
     (PruningRun, "prune", 1, True),

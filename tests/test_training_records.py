@@ -1,4 +1,4 @@
-"""What a training writes and reads: log, event files, splits; transfers, compiles, finished and extended runs."""
+"""What a training writes and reads: log, event files, splits; compiles, finished and extended runs."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import shutil
 import struct
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -15,8 +14,7 @@ from hwa_jax.algorithms import hwa
 from hwa_jax.data import Split
 from hwa_jax.errors import UserError
 from hwa_jax.training import loop
-from hwa_jax.training.session import Session
-from hwa_jax.training.workdir import Workdir
+from compilations import compilations
 from training_runs import (  # noqa: F401
     checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, small_config, small_setup, train,
 )
@@ -116,27 +114,10 @@ def test_the_test_split_takes_no_part_in_curves_and_weights(finished, tmp_path):
         assert mine["final"][name]["test"] != final["test"]
 
 
-def test_no_transfers_between_events(tmp_path):
-    setup = small_setup()
-    with Workdir(tmp_path, setup.config, setup.dataset.fingerprint) as workdir, Session(setup, workdir) as session:
-        state = session.step(session.state)
-        with jax.transfer_guard("disallow"):
-            with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-                jnp.sin(np.ones(3))  # the guard guards
-            # Across synchronizations and the end of an epoch.
-            for _ in range(12):
-                state = session.step(state)
-        assert int(state.step) == 13
-
-
 def count_compiles(directory, fields):
-    names = []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, duration, **_: names.append(name))
-    try:
+    with compilations() as names:
         train(directory, fields)
-    finally:
-        jax.monitoring.clear_event_listeners()
-    return names.count("/jax/core/compile/backend_compile_duration")
+    return len(names)
 
 
 def test_a_longer_run_compiles_no_more(finished, tmp_path):

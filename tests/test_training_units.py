@@ -1,4 +1,4 @@
-"""The small parts of a training: durations, configuration, clock, interruption, loop, dry run."""
+"""The small parts of a training: durations, configuration, clock, interruption, dry run."""
 
 import itertools
 import json
@@ -16,7 +16,6 @@ from hwa_jax.training.clock import Clock
 from hwa_jax.training.config import MAY_CHANGE_ON_RESUME, default_config, differences, validate
 from hwa_jax.training.duration import Duration
 from hwa_jax.training.interruption import Interruption
-from hwa_jax.training.loop import Event, run
 from hwa_jax.training.periods import Periods
 from training_runs import compilation_cache_dir, compiled_once, small_config, small_setup  # noqa: F401
 
@@ -102,12 +101,18 @@ def test_differences_survive_json():
     stored = json.loads(json.dumps(config.to_dict()))
     assert differences(stored, config) == []
     stored["hwa"]["window_size"], stored["schedule"]["milestones"][0] = 7, "10%"
-    del stored["data"]["flip"]
     stored["old"] = 1
     assert differences(stored, config) == [
-        ("data.flip", None, False), ("hwa.window_size", 7, 3), ("old", 1, None),
-        ("schedule.milestones", ["10%", "75%"], ["50%", "75%"]),
+        ("hwa.window_size", 7, 3), ("old", 1, None), ("schedule.milestones", ["10%", "75%"], ["50%", "75%"]),
     ]
+
+
+def test_a_field_of_a_later_version_had_its_default():
+    stored, config = default_config().to_dict(), default_config()
+    del stored["training"]["steps_per_call"], stored["data"]["flip"]
+    assert differences(stored, config) == []
+    config.data.flip = True
+    assert differences(stored, config) == [("data.flip", False, True)]
 
 
 def test_an_option_that_appears_is_a_difference():
@@ -147,33 +152,6 @@ def test_interruption_asks_once_and_restores(number):
         # The second of the kind ends the process.
         assert signal.getsignal(number) is signal.SIG_DFL
     assert signal.getsignal(number) is before
-
-
-def test_loop_order_and_resume():
-    seen = []
-
-    def event(name, every):
-        return Event(name, lambda done: done % every == 0, lambda done, state: seen.append((name, done, state)) or state + 100)
-
-    def step(state):
-        seen.append(("step", state))
-        return state + 1
-
-    events = {"before": [event("a", 2)], "after": [event("b", 2), event("c", 1)]}
-    state, complete = run(0, step, range(0, 2), **events)
-    assert complete
-    assert seen == [
-        ("step", 0), ("c", 1, 1), ("a", 2, 101), ("step", 201), ("b", 2, 202), ("c", 2, 302),
-    ]
-    seen.clear()
-    state, complete = run(state, step, range(2, 3), **events)
-    assert seen == [("step", 402), ("c", 3, 403)] and state == 503
-
-
-def test_loop_stops_between_steps():
-    answers = iter([False, True])
-    assert run(0, lambda state: state + 1, range(5), should_stop=lambda: next(answers)) == (1, False)
-    assert run(0, lambda state: state + 1, range(0), should_stop=lambda: True) == (0, True)
 
 
 def test_dry_run_says_what_a_run_takes(compiled_once):  # noqa: F811

@@ -31,7 +31,6 @@ from hwa_jax import particles
 from hwa_jax.online import is_synchronization_step, synchronize
 from hwa_jax.storage.safetensors import save_weights
 from hwa_jax.storage.window_store import WindowStore
-from hwa_jax.training import loop
 from hwa_jax.training.interruption import Interruption
 from hwa_jax.training.loop import Event
 from hwa_jax.training.predictor import description
@@ -70,10 +69,7 @@ def run(setup: Setup, directory: str | os.PathLike, *, overwrite: bool = False) 
             return finished
         with Interruption() as interruption, open_window(setup, workdir.path) as window, Session(setup, workdir) as session:
             hwa = _Hwa(session, window)
-            state, complete = loop.run(
-                session.state, session.step, range(session.first, setup.periods.total),
-                before=hwa.before(), after=hwa.after(), should_stop=interruption.requested,
-            )
+            state, complete = session.run(before=hwa.before(), after=hwa.after(), should_stop=interruption.requested)
             return hwa.finish(workdir, state) if complete else hwa.stop(state)
 
 
@@ -155,13 +151,17 @@ class _Hwa:
 
     def before(self) -> list[Event]:
         """The events before a step."""
+        if self._setup.num_replicas == 1:
+            return []
         return [Event("inner evaluation", self._every(self._setup.periods.evaluation), self._evaluate_inner)]
 
     def after(self) -> list[Event]:
         """The events after a step, in their order."""
         periods = self._setup.periods
+        # A synchronization that has nothing to do here would only end a call of several steps.
+        has_statistics = self._setup.num_replicas > 1 and bool(jax.tree.leaves(self._session.state.batch_stats))
         return [
-            Event("synchronization", self._is_synchronization, self._synchronize_batch_stats),
+            Event("synchronization", lambda done: has_statistics and self._is_synchronization(done), self._synchronize_batch_stats),
             Event("push", periods.is_push, self._push),
             Event("evaluation", self._every(periods.evaluation), self._evaluate),
             Event("log", self._every(periods.log), self._session.log),
@@ -180,8 +180,6 @@ class _Hwa:
         return jax.jit(average, donate_argnums=0)
 
     def _synchronize_batch_stats(self, done, state):
-        if self._setup.num_replicas == 1 or not jax.tree.leaves(state.batch_stats):
-            return state
         return state._replace(batch_stats=self._average_batch_stats(state.batch_stats))
 
     def _push(self, done, state):
@@ -198,12 +196,11 @@ class _Hwa:
 
     def _evaluate_inner(self, done, state):
         """The replicas one step before, since at a synchronization they have just been made equal."""
-        if self._setup.num_replicas > 1:
-            with self._evaluating(state):
-                self._inner_metrics = {
-                    name: average_metrics(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
-                    for name, split in self._curve_splits.items()
-                }
+        with self._evaluating(state):
+            self._inner_metrics = {
+                name: average_metrics(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
+                for name, split in self._curve_splits.items()
+            }
         return state
 
     def _evaluate(self, done, state):

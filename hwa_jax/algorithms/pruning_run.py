@@ -26,7 +26,6 @@ from hwa_jax.storage import atomic
 from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.storage.safetensors import named_leaves, save_weights
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
-from hwa_jax.training import loop
 from hwa_jax.training.config import SWAMP_MAY_CHANGE_ON_RESUME
 from hwa_jax.training.interruption import Interruption
 from hwa_jax.training.loop import Event
@@ -240,10 +239,7 @@ class PruningRun:
                 Event("log", every(periods.log), session.log),
                 Event("checkpoint", every(periods.checkpoint), session.checkpoint),
             ]
-            state, complete = loop.run(
-                session.state, session.step, range(session.first, part.total), after=after,
-                should_stop=self._interruption.requested,
-            )
+            state, complete = session.run(after=after, should_stop=self._interruption.requested)
             if not complete:
                 session.checkpoint(int(state.step), state)
                 _logger.warning("stopped by a signal at %s: the same command continues", part.checkpoints)

@@ -91,7 +91,12 @@ def _shared_config():
     config.schedule = ConfigDict({
         "name": "constant", "warmup": "0 steps", "milestones": ("50%", "75%"), "factor": 0.1, "final_fraction": 0.0,
     })
-    config.training = ConfigDict({"batch_size": 100, "duration": "20 epochs", "label_smoothing": 0.0})
+    config.training = ConfigDict({
+        "batch_size": 100, "duration": "20 epochs", "label_smoothing": 0.0,
+        # Optimizer steps that the device makes in one call, where nothing is due between them. 0: one on a CPU, where
+        # convolutions are slow in a loop, elsewhere what gives the fewest calls. Convolutions may round differently.
+        "steps_per_call": 0,
+    })
     config.evaluation = ConfigDict({"batch_size": 500, "train_examples": 1000})
     config.checkpoint = ConfigDict({"every": "1 epoch", "keep": 2})
     config.logging = ConfigDict({"every": "50 steps", "tensorboard": True})
@@ -142,19 +147,21 @@ def validate(config: ConfigDict, begin: Callable[[], ConfigDict] = default_confi
 def differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, Any, Any]]:
     """The fields in which a stored configuration and this one differ: (field, stored, new).
 
+    A field that a stored configuration of an earlier version does not have counts as its default.
+
     Example:
         >>> stored = default_config().to_dict(); stored["seed"] = 1
         >>> differences(stored, default_config())
         [('seed', 1, 0)]
     """
-    old, new = _flatten(stored), _flatten(config.to_dict())
+    old, new = _completed(stored), _flatten(config.to_dict())
     return [(field, old.get(field), new.get(field)) for field in sorted({*old, *new}) if old.get(field) != new.get(field)]
 
 
 _LEAST = {
     "num_devices": 0, "hwa.num_replicas": 1, "hwa.window_size": 1, "hwa.keep_pushes": 0, "hwa.recalibration_examples": 1,
-    "training.batch_size": 1, "evaluation.batch_size": 1, "evaluation.train_examples": 1, "checkpoint.keep": 1,
-    "data.num_train": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
+    "training.batch_size": 1, "training.steps_per_call": 0, "evaluation.batch_size": 1, "evaluation.train_examples": 1,
+    "checkpoint.keep": 1, "data.num_train": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
     "optimizer.learning_rate": 0.0, "optimizer.sam_radius": 0.0, "optimizer.lookahead_rate": 0.0, "schedule.factor": 0.0,
     "schedule.final_fraction": 0.0, "swamp.swa_learning_rate": 0.0, "swamp.recalibration_examples": 1,
 }
@@ -172,6 +179,15 @@ _DURATIONS = (
     "training.duration", "hwa.sync_period", "hwa.sync_start", "hwa.offline_start", "evaluation.every", "checkpoint.every",
     "logging.every", "schedule.warmup", "swamp.ticket_duration", "swamp.swa_start", "swamp.swa_period",
 )
+
+
+def _completed(stored):
+    """Flat, with the defaults of what a training's configuration lacks; a comparison has one under "base"."""
+    if "base" in stored:
+        base = {f"base.{field}": value for field, value in _completed(stored["base"]).items()}
+        return _flatten({name: value for name, value in stored.items() if name != "base"}) | base
+    default = default_swamp_config if "swamp" in stored else default_config
+    return _flatten(default().to_dict()) | _flatten(stored)
 
 
 def _fields(table, known):

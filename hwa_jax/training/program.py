@@ -71,26 +71,36 @@ def require_writable(path: str | os.PathLike, *, overwrite: bool) -> None:
     path = pathlib.Path(path).absolute()
     if path.is_dir() or (path.exists() and not overwrite):
         raise UserError(f"--output={path}: exists: give another file" + ("" if path.is_dir() else ", or --overwrite to replace it"))
-    nearest = next(parent for parent in path.parents if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    nearest = _nearest_parent(path)
+    if not _can_write(nearest):
         raise UserError(f"--output={path}: {nearest} is not a directory that can be written to: give another file")
 
 
 def enable_compilation_cache(directory: str | os.PathLike) -> None:
     """Keeps compiled programs in `directory`, so that the next start need not compile them again.
 
-    JAX_COMPILATION_CACHE_DIR wins where it is set.
+    JAX_COMPILATION_CACHE_DIR wins where it is set. Where no directory can be made nothing is kept.
     """
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(directory).absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    directory = pathlib.Path(directory).absolute()
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and _can_write(_nearest_parent(directory)):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    # The small programs too: a training has dozens of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def command_line() -> str:
     """The command of this process, for a report: how to make it again."""
     return " ".join(["python", *sys.argv])
+
+
+def _nearest_parent(path):
+    return next(parent for parent in path.parents if parent.exists())
+
+
+def _can_write(directory):
+    return directory.is_dir() and os.access(directory, os.W_OK)
 
 
 def _log_plainly():

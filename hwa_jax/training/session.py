@@ -10,7 +10,9 @@ import numpy as np
 from hwa_jax.errors import Diverged, UserError
 from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.storage.json_lines import read_json_lines
+from hwa_jax.training import loop
 from hwa_jax.training.clock import Clock
+from hwa_jax.training.loop import Event
 from hwa_jax.training.metrics import MetricsWriter, progress_bar
 from hwa_jax.training.setup import Setup
 from hwa_jax.training.step import NEVER, TrainState
@@ -74,10 +76,9 @@ class Session:
             _logger.info("resuming from the checkpoint of step %d", self.first)
         self._bar = progress_bar(part.total, self.first, str(setup.config.model.name))
         self._batch_key, self._noise_key = setup.keys(part.number)
-        self._indices, self._done = None, self.first
+        self._compiled = {}
         with self.clock.activity("compilation"):
-            indices = setup.epoch_indices(self.state.step, self._batch_key)
-            self._step = setup.step.lower(self.state, indices, setup.train, self._noise_key, part.extra).compile()
+            self._indices = setup.epoch_indices(self.state.step, self._batch_key)
 
     def _start(self):
         restored = self._checkpoints.restore(like=jax.eval_shape(self._part.start))
@@ -93,13 +94,28 @@ class Session:
         self._checkpoints.truncate(after=restored.step)
         return self.setup.place(restored.tree), restored.step, restored.metadata
 
-    def step(self, state: TrainState) -> TrainState:
-        """One optimizer step of all replicas; dispatches and returns. `state` is donated."""
-        if self._indices is None or self._done % self.setup.periods.epoch == 0:
-            self._indices = self.setup.epoch_indices(state.step, self._batch_key)
-        self._done += 1
-        self._bar.update()
-        return self._step(state, self._indices, self.setup.train, self._noise_key, self._part.extra)
+    def run(
+        self, *, before: Sequence[Event] = (), after: Sequence[Event] = (), should_stop: Callable[[], bool]
+    ) -> tuple[TrainState, bool]:
+        """`loop.run` from where the session starts to the end of its part."""
+        epoch = Event("epoch", lambda done: (done - 1) % self.setup.periods.epoch == 0, self._begin_epoch)
+        return loop.run(
+            self.state, self.step, range(self.first, self._part.total), before=[epoch, *before], after=after,
+            steps_per_call=self.setup.steps_per_call, should_stop=should_stop,
+        )
+
+    def step(self, state: TrainState, count: int) -> TrainState:
+        """Optimizer steps of all replicas within an epoch; dispatches and returns. `state` is donated."""
+        arguments = (state, self._indices, self.setup.train, self._noise_key, self._part.extra)
+        if count not in self._compiled:
+            with self.clock.activity("compilation"):
+                self._compiled[count] = self.setup.step.lower(*arguments, count=count).compile()
+        self._bar.update(count)
+        return self._compiled[count](*arguments)
+
+    def _begin_epoch(self, _, state):
+        self._indices = self.setup.epoch_indices(state.step, self._batch_key)
+        return state
 
     def write(self, done: int, kind: str, values: dict[str, Any]) -> None:
         """Adds a row to the log."""

@@ -99,9 +99,10 @@ class Setup:
 
     @functools.cached_property
     def step(self):
-        """(state, indices, split, key, extra) -> state for all replicas; jitted, the state is donated.
+        """(state, indices, split, key, extra, count=1) -> state for all replicas after `count` steps; jitted.
 
-        `extra`, further arguments of the optimizer's update, is shared by all replicas.
+        The state is donated. `indices` are those of one epoch, which the steps must not leave. `extra`, further
+        arguments of the optimizer's update, is shared by all replicas. `count` is static.
         """
         step = make_step(
             self.model, self.optimizer, mean=self.dataset.mean, std=self.dataset.std,
@@ -109,7 +110,20 @@ class Setup:
             label_smoothing=self.config.training.label_smoothing, ema=self.ema,
         )
         mapped = particles.vectorize(step, in_axes=(STATE_AXES, 0, None, None, None), out_axes=STATE_AXES, mesh=self.mesh)
-        return jax.jit(mapped, donate_argnums=0)
+
+        def steps(state, *shared, count=1):
+            # One step has no loop around it: on a CPU a convolution within a loop is many times slower.
+            if count == 1:
+                return mapped(state, *shared)
+            return jax.lax.scan(lambda state, _: (mapped(state, *shared), None), state, length=count)[0]
+
+        return jax.jit(steps, donate_argnums=0, static_argnames="count")
+
+    @property
+    def steps_per_call(self) -> int:
+        """Of the configuration; automatic is 1 on a CPU, elsewhere 0, `loop.run`'s own choice."""
+        automatic = 1 if self.mesh.devices.flat[0].platform == "cpu" else 0
+        return self.config.training.steps_per_call or automatic
 
     @functools.cached_property
     def epoch_indices(self):
