@@ -12,6 +12,7 @@ from hwa_jax.algorithms import given_masks, imp, swamp, swamp_comparison, swamp_
 from hwa_jax.errors import UserError
 from hwa_jax.report.sparsity_comparison import write_comparison
 from hwa_jax.storage.safetensors import named_leaves
+from hwa_jax.training.config import differences
 from training_runs import set_fields
 
 RATES = {"learning_rate": 0.05, "swa_learning_rate": 0.02}
@@ -162,6 +163,14 @@ def test_another_base_is_refused_and_fewer_methods_are_not(cells, directory):
     config = tiny()
     config.methods = ("imp",)
     assert [cell["method"] for cell in swamp_comparison.run(config, directory)] == ["imp"]
+
+
+def test_a_comparison_of_an_earlier_version_is_continued():
+    stored = tiny().to_dict()
+    del stored["base"]["training"]["steps_per_call"]
+    assert differences(stored, tiny()) == []
+    stored["base"]["training"]["duration"] = "9 steps"
+    assert differences(stored, tiny()) == [("base.training.duration", "9 steps", "8 steps")]
 
 
 @pytest.mark.slow
