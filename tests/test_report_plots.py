@@ -176,3 +176,10 @@ def test_dots_and_intervals_are_where_they_belong(tmp_path, recorded):
 def test_no_interval_is_refused(tmp_path, panels):
     with pytest.raises(ValueError, match="no interval"):
         dot_intervals(panels, tmp_path / "dots.png", "points", "Differences")
+
+
+def test_a_line_that_leaves_given_limits_is_named_at_their_edge(tmp_path, recorded):
+    members = [series("high", 0, 90.0, seeds=1), series("low", 1, 10.0, seeds=1)]
+    curves(members, tmp_path / "curves.png", "epoch", "accuracy, %", "SGD", ylim=(80, 95), xticks={1: "one", 20: "twenty"}, zero_line=True)
+    places = {arguments[0]: keywords["xy"][1] for arguments, keywords in named(recorded, "annotate")}
+    assert places["low"] == 80 and 80 < places["high"] < 95

@@ -73,9 +73,12 @@ def curves(
     lines = sorted((line for line in lines if len(line[1])), key=lambda line: -line[2][-1])
     if not lines:
         raise ValueError(f"series: none of {len(series)} has a point to draw")
-    with _figure(path, width=7.5, height=4.5) as figure:
+    is_direct = len(lines) <= _MOST_DIRECT_LABELS
+    # A legend beside the axes takes room of its own.
+    legend_width = 0 if is_direct else 1 + 0.09 * max(len(one.label) for one, *_ in lines)
+    with _figure(path, width=7.5 + legend_width, height=4.5) as figure:
         axes = figure.subplots()
-        shade = 0.15 if len(lines) <= _MOST_DIRECT_LABELS else 0.07
+        shade = 0.15 if is_direct else 0.07
         for one, x, mean, half_width in lines:
             _draw_line(axes, one, x, mean)
             axes.fill_between(
@@ -93,7 +96,7 @@ def curves(
         figure.suptitle(title, x=0.01, ha="left")
         axes.set_title(_curves_note(lines), loc="left", fontsize=9, color="#444444")
         _tidy(axes, grid="both")
-        if len(lines) <= _MOST_DIRECT_LABELS:
+        if is_direct:
             _label_ends(axes, lines)
         else:
             axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=4)
@@ -221,10 +224,12 @@ def _label_ends(axes, lines):
     gap = 0.055 * (high - low)
     place = high + gap
     for one, x, mean, _ in lines:
-        place = min(mean[-1], place - gap)
+        # A line that leaves the plot is named at its edge.
+        end = np.clip(mean[-1], low, high)
+        place = min(end, place - gap)
         axes.annotate(
             one.label,
-            xy=(x[-1], mean[-1]),
+            xy=(x[-1], end),
             xytext=(1.03, place),
             textcoords=axes.get_yaxis_transform(),
             color=_colour(one),
