@@ -16,7 +16,7 @@ NOTE = (
     "XLA's own convolution under vmap. PyTorch: N networks one after another, eager (channels_last, fused SGD) and with "
     "torch.compile, and all together by torch.func.vmap; \"best PyTorch\" is against the fastest of them."
 )
-LIMIT = 60.0
+LIMIT = 40.0  # seconds of a comparison, and of one call in it
 TORCH = ("torch eager", "torch.compile", "torch.func.vmap")
 
 

@@ -35,8 +35,14 @@ class Goal(NamedTuple):
 _CONV_NETS = {"cnn_s", "resnet20", "wrn-16-4", "vgg16"}
 GOALS = (
     Goal("ours / (N × single), conv nets, CPU, N = 4", "particles", {"model": _CONV_NETS, "num_particles": {4}}, "N × single", 0.95),
-    Goal("ours / PyTorch best, CNN-S and ResNet-20, CPU, N = 4", "particles", {"model": {"cnn_s", "resnet20"}, "num_particles": {4}}, "best PyTorch", 1.0),
-    Goal("ours / PyTorch best, ResNet-20, GPU, N = 8", "particles", {"model": {"resnet20"}, "num_particles": {8}}, "best PyTorch", 0.5, platform="gpu"),
+    Goal(
+        "ours / PyTorch best, CNN-S and ResNet-20, CPU, N = 4", "particles", {"model": {"cnn_s", "resnet20"}, "num_particles": {4}},
+        "best PyTorch", 1.0,
+    ),
+    Goal(
+        "ours / PyTorch best, ResNet-20, GPU, N = 8", "particles", {"model": {"resnet20"}, "num_particles": {8}}, "best PyTorch", 0.5,
+        platform="gpu",
+    ),
     Goal("HWA epoch / plain epoch × K, H = 1 epoch", "synchronization", {}, "HWA / plain, H = 1 epoch", 1.01),
     Goal("HWA / plain × K, H = 10", "synchronization", {}, "HWA / plain, H = 10", 1.05),
     Goal("window push / copy to host", "window_push", {}, "push / copy", 2.0),
@@ -64,7 +70,7 @@ def text(results: Sequence[Mapping[str, Any]], rows: Mapping[str, ModuleType]) -
 def _machine(results) -> Iterator[str]:
     yield (
         "Written by `make bench`. Ratios of time: below 1 ours is faster; median over the rounds, the least and the greatest in "
-        "brackets. Both sides of a ratio ran in one process, in turns."
+        "brackets. Both sides of a ratio ran in turns, and in one process but for cold starts."
     )
     machines = [result["environment"] for result in results if "environment" in result]
     facts = {
@@ -92,7 +98,7 @@ def _goals(by_row):
 
 
 def _outcome(goal, results):
-    """The values of a goal's cells, and whether all of them reach it."""
+    """The values of a goal's cells, and whether all of them reach it; "so far" while some are missing."""
     chosen = [
         result for result in results
         if all(result["cell"][key] in values for key, values in goal.cells.items())
@@ -103,7 +109,8 @@ def _outcome(goal, results):
     found = [_value(result, goal.name) for result in chosen]
     words = [f"{_label(result)}: {NOT_RUN if value is None else _significant(value)}" for result, value in zip(chosen, found)]
     reached = all(value is not None and (value >= goal.limit if goal.at_least else value <= goal.limit) for value in found)
-    return "; ".join(words), "yes" if reached else "no"
+    complete = len(chosen) >= math.prod(map(len, goal.cells.values()))
+    return "; ".join(words), ("yes" if complete else "so far") if reached else "no"
 
 
 def _value(result, name):
@@ -123,19 +130,26 @@ def _table(results) -> Iterator[str]:
     if not results:
         yield NOT_RUN
         return
-    results = sorted(results, key=lambda result: [str(v) if isinstance(v, str) else f"{v:012}" for v in result["cell"].values()])
+    results = sorted(results, key=lambda result: [f"{value:>12}" for value in result["cell"].values()])
     keys = list(results[0]["cell"])[1:]
-    ratios, figures = (list(dict.fromkeys(name for result in results for name in result.get(kind, {}))) for kind in ("ratios", "figures"))
-    missing = [name for result in results for name in result["not_run"] if name not in ratios and name != "the rest"]
-    ratios += dict.fromkeys(missing)
+    ratios = _names(results, "ratios")
+    ratios += [name for name in _names(results, "not_run") if name not in (*ratios, "the rest")]
+    figures = _names(results, "figures")
     rows = [
-        [*(_word(result["cell"][key]) for key in keys), *(_ratio(result, name) for name in ratios), *(_figure(result, name) for name in figures)]
+        [*(_word(result["cell"][key]) for key in keys), *(_ratio(result, r) for r in ratios), *(_figure(result, f) for f in figures)]
         for result in results
     ]
-    yield markdown_table([*(key.replace("_", " ") for key in keys), *ratios, *figures], rows, "l" * len(keys) + "r" * (len(ratios) + len(figures)))
-    reasons = [f"- {_label(result)}, {name}: {NOT_RUN}: {reason}" for result in results for name, reason in result["not_run"].items()]
+    header = [*(key.replace("_", " ") for key in keys), *ratios, *figures]
+    yield markdown_table(header, rows, "l" * len(keys) + "r" * len([*ratios, *figures]))
+    reasons = [
+        f"- {_label(result)}, {name}: {NOT_RUN}: {reason}" for result in results for name, reason in result["not_run"].items()
+    ]
     if reasons:
         yield "\n".join(reasons)
+
+
+def _names(results, kind):
+    return list(dict.fromkeys(name for result in results for name in result.get(kind, {})))
 
 
 def _ratio(result, name):

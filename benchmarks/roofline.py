@@ -15,8 +15,8 @@ from jax_step import MODELS, Program, functional_model
 TITLE = "Roofline: floating-point operations of a step over those of a large matrix product"
 NOTE = (
     "Operations are counted from shapes, convolutions and matrix products alone: forward 2 per multiplication and addition, gradients "
-    "twice that, without the gradient of the images. The peak is that of a product of two 4096 x 4096 float32 matrices, the faster of XLA's "
-    "and NumPy's, in turns with the step."
+    "twice that, without the gradient of the images. The peak is that of a product of two 4096 x 4096 float32 matrices, the faster of "
+    "XLA's and NumPy's, in turns with the step."
 )
 SIDE = 4096
 

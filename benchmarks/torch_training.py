@@ -48,10 +48,10 @@ class Data:
     def evaluate(self, network, split):
         """Accuracy and mean negative log-likelihood."""
         images, labels = self.splits[split]
-        correct, nll = 0, 0.0
+        size, correct, nll = self.config.evaluation.batch_size, 0, 0.0
         network.eval()
         with torch.inference_mode():
-            for some, truth in zip(images.split(self.config.evaluation.batch_size), labels.split(self.config.evaluation.batch_size)):
+            for some, truth in zip(images.split(size), labels.split(size)):
                 logits = network(self._normalized(some))
                 nll += functional.cross_entropy(logits, truth, reduction="sum").item()
                 correct += (logits.argmax(1) == truth).sum().item()
@@ -62,7 +62,9 @@ class Data:
         padding = self.config.data.crop_padding
         number, _, height, width = images.shape
         padded = functional.pad(images, (padding,) * 4)
-        rows, columns = (torch.randint(2 * padding + 1, (number, 1), device=DEVICE) + torch.arange(n, device=DEVICE) for n in (height, width))
+        rows, columns = (
+            torch.randint(2 * padding + 1, (number, 1), device=DEVICE) + torch.arange(size, device=DEVICE) for size in (height, width)
+        )
         flipped = torch.rand(number, 1, device=DEVICE) < 0.5
         columns = torch.where(flipped, columns.flip(1), columns)
         every = torch.arange(number, device=DEVICE)[:, None, None]

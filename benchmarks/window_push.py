@@ -13,7 +13,10 @@ import timing
 from hwa_jax.storage.window_store import WindowStore
 
 TITLE = "Window push: time until it returns over one copy from device to host"
-NOTE = "Float32 weights in 20 leaves; the window keeps two members. The background is what the worker thread does after the push has returned."
+NOTE = (
+    "Float32 weights in 20 leaves; the window keeps two members. The background is what the worker thread does after the push has "
+    "returned."
+)
 
 
 def cells(options: Any) -> list[dict[str, Any]]:

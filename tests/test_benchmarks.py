@@ -95,8 +95,11 @@ def test_unknown_rows_are_refused(tmp_path):
 
 def test_goals_say_whether_all_their_cells_reach_them():
     text = "ours / PyTorch best, CNN-S and ResNet-20"
-    fast, slow = result(ratios={"best PyTorch": ratio(0.5)}), result(model="resnet20", ratios={"best PyTorch": ratio(2.0)})
-    assert "cnn_s 4: 0.500 " in goal_line([fast], text) and "| yes " in goal_line([fast], text)
+    fast = result(ratios={"best PyTorch": ratio(0.5)})
+    slow = result(model="resnet20", ratios={"best PyTorch": ratio(2.0)})
+    fast_too = result(model="resnet20", ratios={"best PyTorch": ratio(1.0)})
+    assert "cnn_s 4: 0.500 " in goal_line([fast], text) and "| so far " in goal_line([fast], text)
+    assert "| yes " in goal_line([fast, fast_too], text)
     assert "cnn_s 4: 0.500; resnet20 4: 2.00" in goal_line([fast, slow], text) and "| no " in goal_line([fast, slow], text)
     # Another N, another device and a side that is missing do not reach a goal.
     assert "not run" in goal_line([result(num_particles=8, ratios={"best PyTorch": ratio(0.5)})], text)
