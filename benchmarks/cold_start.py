@@ -1,6 +1,5 @@
 """Row "cold_start": from the command to the first step, with the compiled programs of an earlier run and without."""
 
-import os
 import pathlib
 import shutil
 import signal
@@ -45,7 +44,7 @@ def _seconds_to_first_step(config, workdir):
     ]
     log = workdir / "metrics.jsonl"
     start = time.perf_counter()
-    process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not (log.exists() and log.stat().st_size):
             if process.poll() is not None:

@@ -38,7 +38,7 @@ def measure(cell: dict[str, Any], repeats: int) -> Iterator[dict[str, Any]]:
         pieces = prepare(config)
         theirs = _torch_periods(cell["algorithm"])
     except (UserError, ImportError) as error:
-        yield {"not_run": {"PyTorch": str(error)}}
+        yield {"not_run": {"PyTorch": timing.reason(error)}}
         return
     ours, other = [], []
     for _ in range(min(repeats, 2)):

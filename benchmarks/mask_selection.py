@@ -45,7 +45,7 @@ def measure(cell: dict[str, Any], repeats: int) -> Iterator[dict[str, Any]]:
             yield {"figures": {f"peak of {name}, MB": _megabytes(other)}}
             ratio = timing.compare(timing.repeated(ours), timing.repeated(other), repeats=repeats, limit=120.0)
         except (ImportError, timing.NotRun) as error:
-            yield {"not_run": {name: str(error)}}
+            yield {"not_run": {name: timing.reason(error)}}
             continue
         yield {"ratios": {name: ratio}, "figures": {
             "ours, ms": 1e3 * ratio["ours_seconds"], f"{name}, ms": 1e3 * ratio["other_seconds"],

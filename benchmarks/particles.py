@@ -43,12 +43,13 @@ def measure(cell: dict[str, Any], repeats: int) -> Iterator[dict[str, Any]]:
     for name, (build, weight) in _others(model, num_particles).items():
         try:
             ratios[name] = timing.compare(ours, build(), weight=weight, repeats=repeats, limit=LIMIT)
-            yield {"ratios": {name: ratios[name]}, "figures": {"step of ours, ms": 1e3 * ratios[name]["ours_seconds"]}}
         except Exception as error:  # one side that does not work leaves the others
-            yield {"not_run": {name: f"{type(error).__name__}: {error}"[:200]}}
-    measured = [ratios[name] for name in TORCH if name in ratios]
-    if measured:
-        yield {"ratios": {"best PyTorch": max(measured, key=lambda comparison: comparison["ratio"])}}
+            yield {"not_run": {name: timing.reason(error)}}
+            continue
+        measured = {name: ratios[name]}
+        if name in TORCH:
+            measured["best PyTorch"] = max((ratios[key] for key in TORCH if key in ratios), key=lambda comparison: comparison["ratio"])
+        yield {"ratios": measured, "figures": {"step of ours, ms": 1e3 * ratios[name]["ours_seconds"]}}
 
 
 def _others(model, num_particles):

@@ -27,8 +27,7 @@ ROWS = (
 MODELS = ("mlp", "cnn_s", "resnet20", "wrn-16-4", "vgg16")
 
 
-
-def main() -> int:
+def main() -> None:
     options = _options()
     # A cell's process is ended with this one.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -45,7 +44,6 @@ def main() -> int:
         write_report(options.output)
     write_report(options.output)
     print(options.output / "report.md")
-    return 0
 
 
 def _options() -> argparse.Namespace:
@@ -138,4 +136,4 @@ def write_report(output: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -22,6 +22,17 @@ class NotRun(Exception):
     """Why something was not measured, in a few words."""
 
 
+def reason(error: Exception) -> str:
+    """Why something was not measured, in one line.
+
+    Example:
+        >>> reason(NotRun("too slow")), reason(ValueError("first line\\nsecond line"))
+        ('too slow', 'ValueError: first line')
+    """
+    line = next(iter(str(error).splitlines()), "")[:200]
+    return line if isinstance(error, NotRun) else f"{type(error).__name__}: {line}"
+
+
 def repeated(call: Callable[[], Any]) -> Side:
     """The side of a call that returns when it is done.
 
