@@ -68,7 +68,7 @@ def compare(ours: Side, other: Side, *, repeats: int, limit: float, weight: floa
 
     Example:
         >>> work = repeated(lambda: time.sleep(0.01))
-        >>> compare(work, work, repeats=2, limit=1.0)["rounds"]
+        >>> compare(work, work, repeats=2, limit=60.0)["rounds"]
         2
     """
     sides = [(side, _calls_per_turn(side, limit)) for side in (ours, other)]
