@@ -4,10 +4,10 @@ BIN := .venv/bin
 USABLE := 'import sys, pip; sys.exit(sys.version_info < (3, 11))'
 
 .NOTPARALLEL:
-.PHONY: help venv demo demo-swamp test test-all clean
+.PHONY: help venv demo demo-swamp test test-all bench conv-lowerings clean
 
 help:  ## List the targets (also: make)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/base.stamp  ## Install hwa_jax and its pinned requirements into .venv
 
@@ -23,12 +23,19 @@ test: .venv/dev.stamp  ## Run the fast tests
 test-all: .venv/dev.stamp  ## Run the fast and the slow tests
 	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile -m ""
 
+bench: .venv/bench.stamp  ## Measure speed and memory, goes on where it stopped; BENCH="--rows=particles --models=cnn_s" for a part
+	@$(BIN)/python benchmarks/run.py $(BENCH)
+
+conv-lowerings: .venv/base.stamp  ## Measure the table of convolution lowerings anew for this platform
+	@$(BIN)/python benchmarks/conv_lowerings.py
+
 clean:  ## Remove .venv, the demos' results and what builds and tests leave behind
 	@rm -rf .venv runs/demo runs/demo.compiled runs/demo-swamp runs/demo-swamp.compiled build dist *.egg-info .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/dev.stamp: EXTRAS := [dev]
-.venv/base.stamp .venv/dev.stamp: setup.py constraints.txt
+.venv/bench.stamp: EXTRAS := [bench]
+.venv/base.stamp .venv/dev.stamp .venv/bench.stamp: setup.py constraints.txt
 	@$(BIN)/python -c $(USABLE) 2>/dev/null || { \
 	  $(PYTHON) -c $(USABLE) 2>/dev/null || \
 	  { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }; \

@@ -38,6 +38,7 @@ EXTRAS = {
         "PyYAML>=6.0",
         "setuptools>=70.1",  # the first that builds a wheel by itself
     ],
+    "bench": ["torch>=2.9"],  # what benchmarks/ compare with
 }
 
 setup(
