@@ -9,7 +9,7 @@ from hwa_jax.report.plots import MARKERS, figure_file
 
 _NUM_LEVELS = 13
 # Everything above this quantile of a grid is one colour: the corners of a plane are far above its valley.
-_HIGHEST = 0.9
+_HIGHEST = 0.85
 # Of the width of a plane: below it a point is in the plane, or two points are one.
 _IN_THE_PLANE, _TOGETHER = 1e-3, 0.02
 _COLOUR_MAP = "cividis_r"
@@ -57,11 +57,15 @@ def landscape(plane: Mapping, path: Path, *, title: str, xlabel: str, ylabel: st
 
 
 def _contours(axes, x, y, loss):
+    from matplotlib.colors import BoundaryNorm
+
     low, high = _limits(loss)
-    levels = low + (high - low) * np.linspace(0, 1, _NUM_LEVELS) ** 2
-    # As many decimals as it takes to tell levels apart.
-    tick_format = f"%.{int(np.clip(1 - np.floor(np.log10(high - low)), 0, 9))}f"
-    filled = axes.contourf(x, y, loss, levels, cmap=_COLOUR_MAP, extend="max")
+    levels = low + (high - low) * np.linspace(0, 1, _NUM_LEVELS) ** 3
+    # As many decimals as it takes to tell the lowest two that are written apart.
+    tick_format = f"%.{max(0, int(np.ceil(-np.log10(levels[2] - levels[0]))))}f"
+    # Equal steps of colour from level to level, not in proportion to the loss: else the valley is one yellow.
+    norm = BoundaryNorm(levels, 256, extend="max")
+    filled = axes.contourf(x, y, loss, levels, cmap=_COLOUR_MAP, norm=norm, extend="max")
     lines = axes.contour(x, y, loss, levels[1:-1], colors="black", linewidths=0.4, alpha=0.6)
     axes.clabel(lines, levels[3:-1:3], fontsize=7, fmt=tick_format)
     return filled, tick_format
