@@ -30,6 +30,7 @@ def test_barrier_by_hand():
     assert np.isnan(barrier([0.0, 0.5, 1.0], [0.1, np.nan, 0.1]))
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, st.integers(2, 9), elements=st.floats(0, 10)), st.floats(-5, 5))
 def test_barrier_is_not_negative_and_does_not_see_a_constant(values, constant):
     positions = np.linspace(0, 1, len(values))

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 
 from hwa_jax import masks
-from hwa_jax.algorithms.stored_run import published, read_record
-from hwa_jax.errors import UserError
+from hwa_jax.algorithms.stored_run import finished_cycles, published, read_record
 from hwa_jax.storage import safetensors
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
 from hwa_jax.training import predictor
@@ -50,14 +49,8 @@ def open_cycle(directory: str | os.PathLike, cycle: int | None = None) -> Stored
     """
     directory = pathlib.Path(directory)
     record = read_record(directory, "swamp")
-    finished = sorted(int(path.parent.name) for path in directory.glob("cycles/[0-9]*/metrics.json"))
-    if not finished:
-        raise UserError(f"--workdir={directory}: has no finished cycle yet: train longer")
-    if cycle is None:
-        cycle = finished[-1]
-    if cycle not in finished:
-        raise UserError(f"--cycle={cycle}: finished are {', '.join(map(str, finished))}: give one of them")
-    stored = directory / "cycles" / f"{cycle:03d}"
+    finished, cycle = finished_cycles(directory, cycle)
+    stored = finished[cycle]
     metrics = read_json(stored / "metrics.json")
     weights = stored / f"{metrics['solution']}.safetensors"
     params, batch_stats, mask = load_sparse_weights(weights)

@@ -52,12 +52,8 @@ def open_run(directory: str | os.PathLike) -> StoredRun:
     """
     directory = pathlib.Path(directory)
     record = read_record(directory, "hwa")
-    setup = prepare(for_evaluation(_stored_config(directory, record["config"])))
-    if setup.dataset.fingerprint != record["data_fingerprint"]:
-        raise UserError(
-            f"--workdir={directory}: the run was made with other data (fingerprint {record['data_fingerprint'][:12]}, "
-            f"now {setup.dataset.fingerprint[:12]}): restore the data"
-        )
+    setup = prepare(for_evaluation(stored_config(directory, record["config"], default_config())))
+    require_same_data(directory, setup, record["data_fingerprint"])
     restored = CheckpointStore(directory / "checkpoints").restore(like=jax.eval_shape(setup.initial_state))
     if restored is None:
         raise UserError(f"--workdir={directory}: has no checkpoint yet: train longer, or lower checkpoint.every")
@@ -82,6 +78,54 @@ def read_record(directory: pathlib.Path, algorithm: str) -> dict[str, Any]:
     if algorithm not in record.get("config", {}):
         raise UserError(f"--workdir={directory}: belongs to another program: {advice}")
     return record
+
+
+def stored_config(directory: pathlib.Path, stored: dict[str, Any], default: ConfigDict) -> ConfigDict:
+    """The configuration that a work directory holds.
+
+    Args:
+        directory: for the error.
+        stored: the "config" of its config.json.
+        default: of the algorithm, for what a run of an older version does not say; it is filled in.
+
+    Raises:
+        UserError: the file holds no configuration of the algorithm.
+    """
+    try:
+        with default.unlocked():
+            default.update(stored)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{directory / 'config.json'}: {error}: restore the file") from error
+    return default
+
+
+def require_same_data(directory: pathlib.Path, setup: Setup, fingerprint: str) -> None:
+    """Raises a UserError unless the data are those of the run."""
+    if setup.dataset.fingerprint != fingerprint:
+        raise UserError(
+            f"--workdir={directory}: the run was made with other data (fingerprint {fingerprint[:12]}, "
+            f"now {setup.dataset.fingerprint[:12]}): restore the data"
+        )
+
+
+def finished_cycles(directory: pathlib.Path, cycle: int | None = None) -> tuple[dict[int, pathlib.Path], int]:
+    """The finished cycles of a work directory of `swamp.train`, number -> its directory, and the one that is meant.
+
+    Args:
+        directory: the work directory.
+        cycle: its number, from 0; None for the last one that is finished.
+
+    Raises:
+        UserError: none is finished, or not this one.
+    """
+    finished = {int(path.parent.name): path.parent for path in sorted(directory.glob("cycles/[0-9]*/metrics.json"))}
+    if not finished:
+        raise UserError(f"--workdir={directory}: has no finished cycle yet: train longer")
+    if cycle is None:
+        cycle = max(finished)
+    if cycle not in finished:
+        raise UserError(f"--cycle={cycle}: finished are {', '.join(map(str, finished))}: give one of them")
+    return finished, cycle
 
 
 def for_evaluation(config: ConfigDict) -> ConfigDict:
@@ -154,16 +198,6 @@ def export(run: StoredRun, path: str | os.PathLike, weights: str = "hwa") -> dic
 def published(config: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration without the directories of the machine that trained it."""
     return {**config, "init_from": os.path.basename(config["init_from"]), "data": {**config["data"], "data_dir": ""}}
-
-
-def _stored_config(directory, stored):
-    config = default_config()
-    try:
-        with config.unlocked():
-            config.update(stored)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{directory / 'config.json'}: {error}: restore the file") from error
-    return config
 
 
 def _require_kept(names, kept):

@@ -19,8 +19,9 @@ from typing import Any, Callable, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from hwa_jax import particles
 from hwa_jax.analysis.point_metrics import CHUNK_SIZE, evaluate_points
-from hwa_jax.analysis.weight_vectors import combine, stack
+from hwa_jax.analysis.weight_vectors import check, combine, stack
 from hwa_jax.data import Split
 from hwa_jax.errors import UserError
 from hwa_jax.training.setup import Setup
@@ -100,7 +101,9 @@ def barrier(positions: Sequence[float], values: Sequence[float]) -> float:
     """
     positions, values = np.asarray(positions, np.float64), np.asarray(values, np.float64)
     if positions.ndim != 1 or positions.shape != values.shape:
-        raise ValueError(f"barrier: positions of shape {positions.shape} and values of shape {values.shape}: give one value per position")
+        raise ValueError(
+            f"barrier: positions of shape {positions.shape} and values of shape {values.shape}: give one value per position"
+        )
     if not len(positions) or positions.min() != 0 or positions.max() != 1:
         raise ValueError(f"barrier: positions {positions.tolist()} must reach from exactly 0 to exactly 1")
     ends = (values[positions.argmin()] + values[positions.argmax()]) / 2
@@ -120,11 +123,11 @@ def path_metrics(
         a, b: the ends.
         split: where to evaluate, on the devices, as `setup.validation`.
         positions: [P] in [0, 1].
-        one_mask: whether ends that are pruned in different places are refused, see `weight_vectors.stack`.
+        one_mask: whether ends that are pruned in different places are refused, see `weight_vectors.check`.
         chunk_size: points that are evaluated together.
 
     Raises:
-        UserError: as `weight_vectors.stack`.
+        UserError: as `weight_vectors.check`.
     """
     weights = {"the first end": a, "the second end": b}
     found = paths(setup, weights, split, positions, one_mask=one_mask, chunk_size=chunk_size)
@@ -136,35 +139,32 @@ def paths(
     pairs: Iterable[tuple[str, str]] | None = None, one_mask: bool = True, chunk_size: int = CHUNK_SIZE,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> dict[tuple[str, str], Path]:
-    """`path_metrics` of many pairs at once.
+    """`path_metrics` of many pairs.
 
     Args:
         setup, split, positions, one_mask, chunk_size: as there.
         weights: name -> weights.
         pairs: names of the ends; all pairs of `weights` where it is None. For successive cycles
             `itertools.pairwise(weights)`.
-        progress: wraps the iterable of chunks; `tqdm` for a bar.
+        progress: wraps the list of pairs; `tqdm` for a bar.
 
     Returns:
         Pair of names -> `Path`, in the order of the pairs.
 
     Raises:
-        UserError: as `weight_vectors.stack`, with the names; or there is no pair.
+        UserError: as `weight_vectors.check`, with the names; or there is no pair.
     """
     pairs = list(itertools.combinations(weights, 2) if pairs is None else pairs)
-    stacked = stack({name: one.params for name, one in weights.items()}, one_mask=one_mask)
+    check({name: one.params for name, one in weights.items()}, one_mask=one_mask)
     if not pairs:
         raise UserError(f"a segment has two ends: only {', '.join(weights)} is here, give at least two sets of weights")
-    names, batch_stats = list(weights), next(iter(weights.values())).batch_stats
-    coefficients = np.zeros((len(pairs), len(positions), len(names)))
-    for of_pair, (a, b) in zip(coefficients, pairs):
-        of_pair[:, [names.index(a), names.index(b)]] = _mixtures(positions)
-    found = evaluate_points(
-        setup, stacked, batch_stats, coefficients.reshape(-1, len(names)), split, chunk_size=chunk_size, progress=progress
-    )
-    positions = np.asarray(positions, np.float64)
-    losses, errors = (values.reshape(len(pairs), len(positions)) for values in found)
-    return {pair: Path(positions, loss, error) for pair, loss, error in zip(pairs, losses, errors)}
+    found, coefficients = {}, _mixtures(positions)
+    # Pair by pair: two sets of weights on the device, however many there are.
+    for a, b in progress(pairs):
+        ends = particles.stack([weights[a].params, weights[b].params])
+        metrics = evaluate_points(setup, ends, weights[a].batch_stats, coefficients, split, chunk_size=chunk_size)
+        found[a, b] = Path(np.asarray(positions, np.float64), *metrics)
+    return found
 
 
 def _mixtures(positions):

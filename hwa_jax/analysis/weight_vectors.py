@@ -47,6 +47,23 @@ def stack(trees: Mapping[str, Any], *, one_mask: bool = True) -> Any:
     """Weight trees that span a space, as one stacked tree with leaves [V, ...].
 
     Args:
+        trees, one_mask: as `check`.
+
+    Raises:
+        UserError: as `check`.
+
+    Example:
+        >>> stack({"a": {"w": jnp.ones(2)}, "b": {"w": jnp.zeros(2)}})["w"].shape
+        (2, 2)
+    """
+    check(trees, one_mask=one_mask)
+    return particles.stack(trees.values())
+
+
+def check(trees: Mapping[str, Any], *, one_mask: bool = True) -> None:
+    """Raises unless weight trees span a space of networks.
+
+    Args:
         trees: name -> concrete weights, at least one.
         one_mask: whether weights that are pruned (exactly zero) in one tree only are refused. Between a
             sparse and a dense network, or under two masks, no point has the mask of both; ask for it
@@ -57,7 +74,7 @@ def stack(trees: Mapping[str, Any], *, one_mask: bool = True) -> Any:
             that are not finite; whole numbers that differ; trees of different masks. It names tree and leaf.
 
     Example:
-        >>> stack({"a": {"w": jnp.ones(2)}, "b": {"w": jnp.array([1.0, jnp.nan])}})
+        >>> check({"a": {"w": jnp.ones(2)}, "b": {"w": jnp.array([1.0, jnp.nan])}})
         Traceback (most recent call last):
         ...
         hwa_jax.errors.UserError: leaf w of b holds 1 value that is not finite: the training has diverged, give other weights
@@ -73,7 +90,6 @@ def stack(trees: Mapping[str, Any], *, one_mask: bool = True) -> Any:
         _require_finite(name, leaves[name])
     for name in others if one_mask else ():
         _require_one_mask(first, leaves[first], name, leaves[name])
-    return particles.stack(trees.values())
 
 
 def _require_alike(first, ours, name, theirs):

@@ -16,11 +16,11 @@ import numpy as np
 from hwa_jax.report.statistics import Interval, mean_ci
 from hwa_jax.storage.atomic import write_bytes
 
-_COLOURS = (
+COLOURS = (
     "#000000", "#56B4E9", "#0072B2", "#009E73", "#888888", "#E69F00", "#CC79A7", "#D55E00",
 )  # fmt: skip
-_DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1.5)), "-", "--", "-")
-_MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1.5)), "-", "--", "-")
+MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 _MOST_DIRECT_LABELS = 4
 _SHOWN_FROM = 0.25
 _DPI = 150
@@ -76,7 +76,7 @@ def curves(
     is_direct = len(lines) <= _MOST_DIRECT_LABELS
     # A legend beside the axes takes room of its own.
     legend_width = 0 if is_direct else 1 + 0.09 * max(len(one.label) for one, *_ in lines)
-    with _figure(path, width=7.5 + legend_width, height=4.5) as figure:
+    with figure_file(path, width=7.5 + legend_width, height=4.5) as figure:
         axes = figure.subplots()
         shade = 0.15 if is_direct else 0.07
         for one, x, mean, half_width in lines:
@@ -95,7 +95,7 @@ def curves(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         figure.suptitle(title, x=0.01, ha="left")
         axes.set_title(_curves_note(lines), loc="left", fontsize=9, color="#444444")
-        _tidy(axes, grid="both")
+        tidy(axes, grid="both")
         if is_direct:
             _label_ends(axes, lines)
         else:
@@ -133,7 +133,7 @@ def dot_intervals(
     columns = min(2, len(panels))
     counts = [len(found) for found in names.values()]
     heights = [0.8 + 0.36 * max(counts[start : start + columns]) for start in range(0, len(counts), columns)]
-    with _figure(path, width=5.5 * columns, height=1.2 + sum(heights)) as figure:
+    with figure_file(path, width=5.5 * columns, height=1.2 + sum(heights)) as figure:
         grid = figure.subplots(len(heights), columns, sharex=True, squeeze=False, height_ratios=heights).ravel()
         for axes, (heading, panel) in zip(grid, panels.items()):
             axes.axvline(0, color="black", linewidth=1)
@@ -142,7 +142,7 @@ def dot_intervals(
             axes.set_title(heading, loc="left", fontsize=10)
             axes.set_xlabel(xlabel)
             axes.tick_params(labelbottom=True)
-            _tidy(axes, grid="x")
+            tidy(axes, grid="x")
             axes.set_yticks(range(len(names[heading])), names[heading])
             axes.set_ylim(len(names[heading]) - 0.5, -0.5)
         for axes in grid[len(panels) :]:
@@ -153,7 +153,8 @@ def dot_intervals(
 
 
 @contextlib.contextmanager
-def _figure(path, width, height):
+def figure_file(path: Path, width: float, height: float):
+    """A context that yields an empty figure of so many inches, and writes it as PNG at its end; complete or absent."""
     # A Figure with its own canvas needs no pyplot, hence no global state and no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -176,18 +177,18 @@ def _mean_and_band(runs):
 
 
 def _colour(one):
-    return _COLOURS[one.style % len(_COLOURS)]
+    return COLOURS[one.style % len(COLOURS)]
 
 
 def _draw_line(axes, one, x, mean):
-    dashes = _DASHES[(one.style + one.style // len(_COLOURS)) % len(_DASHES)]
+    dashes = DASHES[(one.style + one.style // len(COLOURS)) % len(DASHES)]
     axes.plot(
         x,
         mean,
         color=_colour(one),
         linestyle=dashes,
         linewidth=1.6,
-        marker=_MARKERS[one.style % len(_MARKERS)],
+        marker=MARKERS[one.style % len(MARKERS)],
         markersize=5,
         markevery=(one.style % 3, max(1, len(x) // 8)) if len(x) > 3 else None,
         label=one.label,
@@ -256,7 +257,7 @@ def _draw_group(axes, intervals, names, number, num_groups):
 
 
 def _group_style(number):
-    return _COLOURS[(2, 7, 3, 6)[number % 4]], _MARKERS[number % len(_MARKERS)]
+    return COLOURS[(2, 7, 3, 6)[number % 4]], MARKERS[number % len(MARKERS)]
 
 
 def _legend_entries(groups):
@@ -267,7 +268,8 @@ def _legend_entries(groups):
     return handles, groups
 
 
-def _tidy(axes, grid):
+def tidy(axes, grid: str) -> None:
+    """Axes with a pale grid behind what is drawn ("x", "y" or "both") and open at the top and the right."""
     axes.grid(axis=grid, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

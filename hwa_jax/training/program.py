@@ -76,6 +76,18 @@ def require_writable(path: str | os.PathLike, *, overwrite: bool) -> None:
         raise UserError(f"--output={path}: {nearest} is not a directory that can be written to: give another file")
 
 
+def require_directory(path: str | os.PathLike) -> None:
+    """Checks before the work that files can be written into a directory after it.
+
+    Raises:
+        UserError: it is a file, or no directory can be made there; names `--output`.
+    """
+    path = pathlib.Path(path).absolute()
+    nearest = path if path.exists() else _nearest_parent(path)
+    if not _can_write(nearest):
+        raise UserError(f"--output={path}: {nearest} is not a directory that can be written to: give another directory")
+
+
 def enable_compilation_cache(directory: str | os.PathLike) -> None:
     """Keeps compiled programs in `directory`, so that the next start need not compile them again.
 
