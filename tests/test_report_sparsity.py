@@ -16,7 +16,7 @@ TUNING = {
         {"method": "imp", "seed": 100, "learning_rate": rate, "swa_learning_rate": 0.0, "validation": accuracy}
         for rate, accuracy in ((0.1, 0.8), (0.2, 0.9))
     ],
-    "chosen": {"learning_rate": 0.2, "swa_learning_rate": 0.05},
+    "chosen": {"learning_rate": 0.2, "swa_learning_rate": 0.05, "own_learning_rate": 0.1},
 }
 
 
@@ -111,15 +111,18 @@ def test_tables_have_a_row_per_level_and_per_method():
 
 
 def test_gate_table_lists_where_it_closed():
-    closed = {"average": 0.5, "particles": [0.6, 0.4], "averaging_hurts": True}
+    closed = {"average": 0.5, "particles": [0.5, 0.4], "averaging_hurts": True}
     gated = cells("swamp_gated", [0.0] * 6, above_particles=[0.0] * 6, gate=closed)
-    assert len(gate_table(gated).splitlines()) == 2 + 3 * 6 and "0.5000" in gate_table(gated) and "0.4000" in gate_table(gated)
+    assert len(gate_table(gated).splitlines()) == 2 + 3 * 6 and "0.5000" in gate_table(gated) and "0.4500" in gate_table(gated)
     # "always" measures too, and goes on with the average.
     assert gate_table(cells("swamp", [0.0] * 6, above_particles=[0.0] * 6, gate=closed)) == "The gate never closed."
 
 
 def test_tuning_table_marks_the_chosen_rate():
-    assert "**90.00**" in tuning_table(TUNING) and "**80.00**" not in tuning_table(TUNING)
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in tuning_table(TUNING).splitlines()[2:]]
+    assert rows == [
+        ["IMP", "0.1", "–", "100", "80.00", "IMP, rate of its own"], ["IMP", "0.2", "–", "100", "90.00", "all methods"],
+    ]
 
 
 def test_cells_that_do_not_fit_are_refused():

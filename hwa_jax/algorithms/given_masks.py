@@ -25,8 +25,6 @@ def run(setup: SparseSetup, directory: str | os.PathLike, given: Sequence[Any]) 
         UserError: as `hwa_jax.algorithms.swamp.train`, or a cycle was trained under another mask.
     """
     with PruningRun(setup, directory) as run:
-        if run.results() is not None:
-            return run.results()
         ticket = run.train_ticket()
         for cycle, mask in enumerate(given):
             solution = train_one(run, cycle, ticket, mask)

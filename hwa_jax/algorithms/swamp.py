@@ -13,7 +13,7 @@ N = 1 without SWA is iterative magnitude pruning, which `hwa_jax.algorithms.imp`
 
 With averaging="when_safe" a gate stands before the pruning: in nearly dense networks the average is worse
 than its particles, since they do not lie in one basin yet. Where its loss on held-out training images is
-above that of the best particle, the mask is pruned by that particle's magnitudes instead, and the
+above the mean of theirs, the mask is pruned by the magnitudes of the best particle instead, and that
 particle is what the cycle found. What the gate measured is stored either way.
 
 With rewind="previous" a cycle starts from what the last one found, as Sparse Model Soups do: schedule and
@@ -94,8 +94,8 @@ def find_solution(run: PruningRun, trained: Trained) -> Solution:
     solution = "average" if best is None or swamp.averaging == "always" else f"particle_{best}"
     if best is not None:
         _logger.info(
-            "cycle %d: averaging hurts, held-out loss %.4f against %.4f of particle %d: going on with %s",
-            trained.cycle, losses[0], losses[1 + best], best, solution,
+            "cycle %d: averaging hurts, held-out loss %.4f against %.4f of its particles: going on with %s",
+            trained.cycle, losses[0], sum(losses[1:]) / len(found), solution,
         )
     gate = {"average": losses[0], "particles": losses[1:], "averaging_hurts": best is not None}
     return run.store(trained, average, found, solution=solution, gate=gate)
@@ -118,16 +118,19 @@ def average_of(trained: Trained, found: Sequence[Weights]) -> Weights:
 
 
 def best_particle_if_averaging_hurts(average_loss: float, particle_losses: Sequence[float]) -> int | None:
-    """The particle with the lowest loss where that is below the average's loss; None where averaging does not hurt.
+    """The particle with the lowest loss where the mean of their losses is below the average's; None where averaging does not hurt.
 
-    Losses that are not finite are the highest of all. Among equal particles the first one is the best.
+    Against the lowest of them the average would lose by chance alone: of several noisy losses one is always low. Losses that
+    are not finite are the highest of all. Among equal particles the first one is the best.
 
     Example:
-        >>> best_particle_if_averaging_hurts(0.5, [0.6, 0.4, 0.4])
+        >>> best_particle_if_averaging_hurts(0.6, [0.6, 0.4, 0.4])
         1
-        >>> best_particle_if_averaging_hurts(0.4, [0.6, 0.4]) is None
+        >>> best_particle_if_averaging_hurts(0.45, [0.6, 0.4]) is None
         True
     """
     average_loss, *losses = [loss if math.isfinite(loss) else math.inf for loss in (average_loss, *particle_losses)]
     best = min(range(len(losses)), key=losses.__getitem__)
-    return best if losses[best] < average_loss else None
+    # With a particle that diverged the mean says nothing: then the best one has to be better.
+    typical = sum(losses) / len(losses) if math.isfinite(sum(losses)) else losses[best]
+    return best if typical < average_loss else None

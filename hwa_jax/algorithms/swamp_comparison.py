@@ -1,11 +1,12 @@
 """SWAMP beside iterative magnitude pruning and what lies between them, over seeds: tuning, trainings and figures.
 
-The trainings are those of `swamp_methods`, and one method more needs none of its own kind: "imp_ensemble",
-the mean prediction of two independent networks of iterative magnitude pruning.
+The trainings are those of `swamp_methods`, and two methods more need none of their own kind: "imp_ensemble", the
+mean prediction of two independent networks of iterative magnitude pruning, and "imp_best", the best of N by validation.
 
-The learning rate is tuned for iterative magnitude pruning, and all methods take it: they share the ticket
-of a seed, so differences within a seed are paired. SWA's constant rate is tuned for SWAMP at that learning
-rate. Both by validation accuracy, the mean over all cycles, on seeds that are not reported.
+The learning rate is tuned for iterative magnitude pruning, and all methods take it: they share the ticket of a
+seed, so differences within a seed are paired. "imp_own_rate" has a grid of its own, which may reach to rates at
+which particles diverge. SWA's constant rate is tuned for SWAMP at the common learning rate. All by
+validation accuracy, the mean over the sparse cycles, on seeds that are not reported.
 
 The figures of a method and seed are one JSON file, written when they are complete; what is complete is not
 trained again.
@@ -14,7 +15,6 @@ trained again.
 import itertools
 import logging
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,13 +31,13 @@ from hwa_jax.training.environment import environment
 from hwa_jax.training.workdir import Workdir, read_json
 
 SPLITS = ("train", "validation", "test")
-ENSEMBLE = "imp_ensemble"
+ENSEMBLE, BEST_OF_N = "imp_ensemble", "imp_best"
 
 # Fields that only add or remove trainings, so that finished ones stay valid.
-MAY_CHANGE = ("title", "description", "seeds", "methods")
+MAY_CHANGE = ("title", "description", "seeds", "methods", "own_learning_rates")
 
-# The seed of an ensemble's second member is the first one's and this.
-_SECOND_MEMBER = 1_000_000
+# Between the seeds of independent networks.
+_NEXT_MEMBER = 1_000_000
 _POSITIONS = tuple(position / 10 for position in range(11))
 _MOST_PAIRED = 4
 
@@ -61,11 +61,12 @@ def default_comparison() -> ConfigDict:
     config.tuning_sparsity = 0.8  # from here on a cycle counts in tuning
     config.learning_rates = (0.05, 0.1, 0.2)
     config.swa_learning_rates = (0.02, 0.05, 0.1)
+    config.own_learning_rates = (0.05, 0.1, 0.2)  # of imp_own_rate
     config.few_particles = 2  # of swamp_few
     config.many_particles = 8  # of particles_many
     config.plus_cycles = 5  # cycles with one particle, of swamp_plus
     config.early_ticket = "0 steps"  # T0 of imp_early, swamp_early, swamp_early_gated
-    config.methods = (*fields_of(config), ENSEMBLE)
+    config.methods = _known(config)
     return config.lock()
 
 
@@ -75,7 +76,7 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
     Args:
         config: as `default_comparison`.
         directory: `cells/*.json` are the figures, `tuning.json` the grid and the choice; `scratch/` holds the
-            trainings of the seed that is running.
+            trainings of the seed, or point of a grid, that is running.
         overwrite: start over.
 
     Returns:
@@ -88,10 +89,11 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
     _validate(config)
     with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
         workdir.record()
-        rates, scratch = _tune(config, workdir.path), workdir.path / "scratch"
+        rates = _tune(config, workdir.path)
         (workdir.path / "cells").mkdir(exist_ok=True)
         cells = []
         for seed in config.seeds:
+            scratch = workdir.path / "scratch" / f"seed{seed}"
             for method in config.methods:
                 path = workdir.path / "cells" / f"{method}-seed{seed}.json"
                 if read_json(path) is None:
@@ -99,12 +101,19 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
                     atomic.write_json(path, _cell(config, method, seed, rates, scratch))
                 cells.append(read_json(path))
             # Only now: methods of one seed use each other's trainings.
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(scratch)
         return cells
 
 
 def _validate(config):
-    known = (*fields_of(config), ENSEMBLE)
+    known, swamp = _known(config), config.base.swamp
+    for field, fits, fix in (
+        ("num_particles", type(swamp.num_particles) is int and swamp.num_particles > 1, "give a whole number of at least 2"),
+        ("swa", swamp.swa, "must be True"), ("averaging", swamp.averaging == "always", "must be 'always'"),
+        ("gate_fraction", swamp.gate_fraction, "the gated methods need one, 0.05 for example"),
+    ):
+        if not fits:
+            raise UserError(f"base.swamp.{field}={swamp[field]!r}: {fix}; the methods vary it from there")
     for method in config.methods:
         if method not in known:
             raise UserError(f"methods={method!r}: give some of {', '.join(known)}")
@@ -116,22 +125,41 @@ def _validate(config):
         raise UserError(f"tuning_seeds={tuple(config.tuning_seeds)}: {min(shared)} is also one of seeds, which are reported; choose another")
 
 
+def _known(config):
+    return (*fields_of(config), ENSEMBLE, BEST_OF_N)
+
+
+def _remove(directory):
+    """All of it or, after a kill, a leftover that no run takes for a training."""
+    if directory.exists():
+        atomic.remove_directory(directory)
+
+
 def _tune(config: ConfigDict, directory: pathlib.Path) -> dict[str, float]:
     """Trains what is missing of the grids, point by point, into tuning.json; the chosen rates."""
     path = directory / "tuning.json"
     stored = read_json(path) or {"grid": []}
-    # Until it is chosen, SWA's rate takes no part.
-    rates = {"learning_rate": None, "swa_learning_rate": 0.0}
-    for method, name in (("imp", "learning_rate"), ("swamp", "swa_learning_rate")):
-        grid = config[f"{name}s"]
+
+    def best(method, name, grid, rates):
+        """Of `grid`, with the other rate as in `rates`; a grid of one is taken as it is."""
+        accuracies = {}
         for rate, seed in itertools.product(grid, config.tuning_seeds) if len(grid) > 1 else ():
             point = {"method": method, "seed": seed, **rates, name: rate}
             if not any(point.items() <= row.items() for row in stored["grid"]):
                 _logger.info("tuning: %s", point)
-                stored["grid"].append(point | {"validation": _mean_validation(config, point, directory / "scratch")})
+                scratch = directory / "scratch" / "-".join(map(str, ("tuning", *point.values())))
+                stored["grid"].append(point | {"validation": _mean_validation(config, point, scratch)})
                 atomic.write_json(path, stored)
-                shutil.rmtree(directory / "scratch", ignore_errors=True)
-        rates[name] = _best(stored["grid"], method, name) if len(grid) > 1 else grid[0]
+                _remove(scratch)
+            accuracies.setdefault(rate, []).extend(row["validation"] for row in stored["grid"] if point.items() <= row.items())
+        return max(accuracies, key=lambda rate: sum(accuracies[rate])) if accuracies else grid[0]
+
+    # Until it is chosen, SWA's rate takes no part.
+    without = {"swa_learning_rate": 0.0}
+    rates = {"learning_rate": best("imp", "learning_rate", config.learning_rates, without)}
+    rates["swa_learning_rate"] = best("swamp", "swa_learning_rate", config.swa_learning_rates, rates)
+    if "imp_own_rate" in config.methods:
+        rates["own_learning_rate"] = best("imp", "learning_rate", config.own_learning_rates, without)
     atomic.write_json(path, {**stored, "chosen": rates})
     return rates
 
@@ -140,7 +168,7 @@ def tuned(directory: str | pathlib.Path) -> dict[str, Any]:
     """What tuning.json holds.
 
     Returns:
-        "chosen": learning rate and SWA's rate; "grid": every point with its validation accuracy, the mean over the sparse cycles.
+        "chosen": learning rate, SWA's rate and, where it was run, imp_own_rate's; "grid": every point with its validation accuracy, the mean over the sparse cycles.
     """
     return read_json(pathlib.Path(directory) / "tuning.json")
 
@@ -155,21 +183,14 @@ def _mean_validation(config, point, scratch):
     return sum(cycle["evaluation"][cycle["solution"]]["validation"]["accuracy"] for cycle in sparse) / len(sparse)
 
 
-def _best(grid, method, name):
-    accuracies = {}
-    for row in grid:
-        if row["method"] == method:
-            accuracies.setdefault(row[name], []).append(row["validation"])
-    return max(accuracies, key=lambda rate: sum(accuracies[rate]) / len(accuracies[rate]))
-
-
 def _cell(config, method, seed, rates, scratch):
     """The figures of a method and seed; without levels, and with the reason, where a training diverged."""
     cell = {"method": method, "seed": seed, "model": config.base.model.name, "rates": rates, "environment": environment()}
     try:
-        if method == ENSEMBLE:
-            members = [train(config, "imp", one, rates, scratch) for one in (seed, seed + _SECOND_MEMBER)]
-            setup, levels = members[0].setup, list(_ensemble_levels(members))
+        if method in (ENSEMBLE, BEST_OF_N):
+            number = 2 if method == ENSEMBLE else config.base.swamp.num_particles
+            members = [train(config, "imp", seed + k * _NEXT_MEMBER, rates, scratch) for k in range(number)]
+            setup, levels = members[0].setup, list((_ensemble_levels if method == ENSEMBLE else _best_levels)(members))
         else:
             run = train(config, method, seed, rates, scratch)
             setup, levels = run.setup, list(_levels(run))
@@ -206,6 +227,13 @@ def _ensemble_levels(members: Sequence[PrunedRun]) -> Iterator[dict[str, Any]]:
             **{name: evaluator.ensemble(*weights, split) for name, split in splits.items()},
             "particles": _mean(singles), **{name: sum(single[name] for single in singles) for name in ("epochs", "seconds")},
         }
+
+
+def _best_levels(members: Sequence[PrunedRun]) -> Iterator[dict[str, Any]]:
+    """At each level the network with the best validation accuracy; the cost of all."""
+    for singles in zip(*map(_levels, members), strict=True):
+        best = max(singles, key=lambda single: single["validation"]["accuracy"])
+        yield best | {name: sum(single[name] for single in singles) for name in ("epochs", "seconds")}
 
 
 def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

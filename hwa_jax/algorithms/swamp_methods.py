@@ -1,7 +1,8 @@
 """The trainings of a comparison with SWAMP: each a configuration and the algorithm that runs it.
 
     imp              iterative magnitude pruning: one particle, its last weights
-    imp_long         the same with N times the epochs in every cycle, which costs what SWAMP does
+    imp_own_rate     the same at a learning rate from a grid of its own
+    imp_long         as imp, with N times the epochs in every cycle, which costs what SWAMP does
     imp_swa          one particle with SWA
     particles        N particles without SWA, averaged
     swamp            N particles with SWA, averaged
@@ -59,7 +60,7 @@ def fields_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Method -> the fields of `swamp` in which it differs from the comparison's `base`."""
     early = {"ticket_duration": config.early_ticket}
     return {
-        "imp": imp.FIELDS, "imp_long": imp.FIELDS, "imp_swa": {"num_particles": 1}, "particles": {"swa": False}, "swamp": {},
+        "imp": imp.FIELDS, "imp_own_rate": imp.FIELDS, "imp_long": imp.FIELDS, "imp_swa": {"num_particles": 1}, "particles": {"swa": False}, "swamp": {},
         "swamp_few": {"num_particles": config.few_particles},
         "particles_many": {"num_particles": config.many_particles, "swa": False},
         "swamp_plus": {"num_particles": (*[1] * config.plus_cycles, config.base.swamp.num_particles)},
@@ -76,11 +77,11 @@ def training_of(config: ConfigDict, method: str, seed: int, rates: dict[str, flo
         config: of the comparison.
         method: a key of `fields_of`.
         seed: of initial weights, batch order and augmentation.
-        rates: "learning_rate" and "swa_learning_rate".
+        rates: "learning_rate", "swa_learning_rate", and for imp_own_rate "own_learning_rate".
     """
     one = default_swamp_config()
     one.update(config.base.to_dict())
-    one.seed, one.optimizer.learning_rate = seed, rates["learning_rate"]
+    one.seed, one.optimizer.learning_rate = seed, rates["own_learning_rate" if method == "imp_own_rate" else "learning_rate"]
     one.swamp.update({"swa_learning_rate": rates["swa_learning_rate"], **fields_of(config)[method]})
     if method == "imp_long":
         one.training.duration = Duration.parse(one.training.duration).times(config.base.swamp.num_particles)

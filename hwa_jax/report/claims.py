@@ -13,7 +13,7 @@ class Effect(NamedTuple):
     """One paired difference that speaks for or against a claim.
 
     Attributes:
-        claim: "H1" to "H10", "S1" to "S7".
+        claim: "H1" to "H10", "S1" to "S7", or a short name of another question.
         text: what is compared.
         setting: optimizer, schedule, density and the like.
         effect: mean and interval over seeds; positive where the claim holds.

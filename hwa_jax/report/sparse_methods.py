@@ -5,8 +5,10 @@ from typing import Any
 
 METHODS = {
     "imp": ("IMP", "iterative magnitude pruning with rewinding: one particle, its last weights."),
-    "imp_long": ("IMP, N× epochs", "the same with N times the epochs in every cycle, which costs what SWAMP does."),
+    "imp_own_rate": ("IMP, rate of its own", "the same at the best learning rate of a wider grid, so from a ticket of its own."),
+    "imp_long": ("IMP, N× epochs", "IMP with N times the epochs in every cycle, which costs what SWAMP does."),
     "imp_ensemble": ("ensemble of 2 IMP", "the mean prediction of two independent IMP networks: two networks to run."),
+    "imp_best": ("best of N IMP", "of N independent IMP networks, at each level the one with the best validation accuracy."),
     "imp_swa": ("IMP + SWA", "one particle, whose SWA average is evaluated and pruned by."),
     "particles": ("N particles, SGD", "N particles without SWA, their last weights averaged."),
     "particles_many": ("more particles, SGD", "the same with more particles."),
@@ -14,7 +16,7 @@ METHODS = {
     "swamp_few": ("SWAMP, fewer particles", "the same with fewer particles."),
     "best_particle": ("best particle of SWAMP", "of SWAMP's particles the one with the best validation accuracy, instead of their average."),
     "swamp_plus": ("SWAMP+", "one particle in the first cycles, N in the later ones."),
-    "swamp_gated": ("SWAMP, gated", "SWAMP that goes on with the best particle wherever the average is worse on held-out training images."),
+    "swamp_gated": ("SWAMP, gated", "SWAMP that goes on with the best particle wherever the average is worse than the mean particle on held-out training images."),
     "swamp_mask": ("SWAMP's masks, IMP's training", "every mask of SWAMP, with one particle trained under it as IMP trains."),
     "one_shot": ("one-shot", "masks by the magnitudes of IMP's dense network, pruned at once."),
     "random": ("random", "random masks, trained as IMP's."),

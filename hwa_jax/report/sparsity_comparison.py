@@ -7,7 +7,7 @@ from hwa_jax.report.claims import effects_table
 from hwa_jax.report.document import images, json_text, provenance
 from hwa_jax.report.sparse_methods import METHODS, levels_by_method
 from hwa_jax.report.sparsity_plots import accuracy_plots, average_plots, layer_plots
-from hwa_jax.report.sparsity_tables import cost_table, gate_table, level_table, summary_table, tuning_table
+from hwa_jax.report.sparsity_tables import cost_table, gate_table, level_table, passes_table, summary_table, tuning_table
 from hwa_jax.report.swamp_claims import MARGIN, effects
 from hwa_jax.storage.atomic import write_text
 from hwa_jax.training.environment import environment
@@ -22,11 +22,12 @@ expected to be shown or contradicted by chance.
 """
 
 _GATE = """\
-A gated run goes on with its best particle wherever that has a lower loss on held-out training images than the average. It did so here:
+A gated run goes on with its best particle wherever the mean loss of its particles on held-out training images is below that of the average.
 """
 
 _READING = """\
-All methods of a seed start from one ticket, except those with an early one, and prune the same number of weights at each level. The
+All methods of a seed start from one ticket, except those with an early one, those with rates of their own, and the further members of
+ensembles, and prune the same number of weights at each level. The
 dense network is the level with 100 % left. The test split was used for these figures alone; the particle called best was chosen by
 validation accuracy. Training accuracy is in results.json, on a sample. NLL is the mean negative log-likelihood in nats, ECE the expected
 calibration error; lower is better for both. ± is the half width of the 95 % confidence interval over seeds (Student's t).
@@ -73,7 +74,8 @@ def write_comparison(cells: Sequence[Mapping], directory: Path, *, title: str, m
     parts += ["## Test NLL", level_table(cells, "nll", digits=4), "## Test ECE", level_table(cells, "ece", digits=4)]
     if diverged := [f"- {METHODS[cell['method']][0]}, seed {cell['seed']}: {cell['diverged']}" for cell in cells if cell["diverged"]]:
         parts += ["## Trainings that diverged, and are in no figure", "\n".join(diverged)]
-    parts += ["## What it cost", cost_table(cells), "## Where the weights are left", *images(layer_plots(cells, directory))]
+    parts += ["## What it cost", cost_table(cells), "Passes over the data that led to a network, all particles and trainings:", passes_table(cells)]
+    parts += ["## Where the weights are left", *images(layer_plots(cells, directory))]
     if tuning["grid"]:
         parts += ["## The tuning grid", tuning_table(tuning)]
     parts += ["## How it was obtained", *provenance(cells, machine, meta)]

@@ -13,7 +13,7 @@ _ACCURACY = "test accuracy, %"
 _ACCURACIES = {
     "accuracy": (
         "What the average gains, and what it costs",
-        ("imp", "imp_long", "imp_ensemble", "swamp", "best_particle", "swamp_plus", "one_shot", "random"),
+        ("imp", "imp_long", "imp_best", "imp_ensemble", "swamp", "best_particle", "swamp_plus", "one_shot", "random"),
     ),
     "accuracy_parts": ("Number of particles, with and without SWA", ("imp", "imp_swa", "particles", "particles_many", "swamp", "swamp_few")),
     "accuracy_masks": ("The masks alone: every one trained as IMP trains", ("imp", "swamp_mask", "one_shot", "random")),

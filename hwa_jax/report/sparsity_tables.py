@@ -6,7 +6,7 @@ from hwa_jax.report.sparse_methods import METHODS, Levels, density_text, levels_
 from hwa_jax.report.statistics import Interval, mean_ci, paired_difference
 from hwa_jax.report.tables import NOT_AVAILABLE, format_interval, format_number, markdown_table
 
-_RATES = {"learning_rate": "Learning rate", "swa_learning_rate": "SWA's rate"}
+_RATES = {"imp": "learning_rate", "swamp": "swa_learning_rate"}
 
 
 def summary_table(cells: Sequence[Mapping]) -> str:
@@ -62,29 +62,36 @@ def cost_table(cells: Sequence[Mapping]) -> str:
     return markdown_table(["Method", "Passes over data", "Training, s", "Networks to run"], rows, "lrrr")
 
 
+def passes_table(cells: Sequence[Mapping]) -> str:
+    """Passes over the data that led to each method's network, at every level."""
+    return _by_level(levels_by_method(cells), lambda level: level["epochs"], 0)
+
+
 def gate_table(cells: Sequence[Mapping]) -> str:
-    """Where the gate of each gated run found averaging to hurt: seed, density, loss of the average and of the best particle."""
+    """Where the gate of each gated run found averaging to hurt: seed, density, loss of the average and mean loss of its particles."""
     rows = []
     for method, by_seed in levels_by_method(cells).items():
         for seed, levels in by_seed.items() if method.endswith("_gated") else ():
             for level in levels:
                 gate = level["gate"]
                 if gate is not None and gate["averaging_hurts"]:
-                    losses = [gate["average"], min(gate["particles"])]
+                    losses = [gate["average"], sum(gate["particles"]) / len(gate["particles"])]
                     rows.append([METHODS[method][0], str(seed), density_text(level), *(format_number(loss, 4) for loss in losses), level["solution"]])
-    header = ["Method", "Seed", "Left", "Held-out NLL of the average", "of the best particle", "Went on with"]
+    header = ["Method", "Seed", "Left", "Held-out NLL of the average", "of its particles", "Went on with"]
     return markdown_table(header, rows, "lrrrrl") if rows else "The gate never closed."
 
 
 def tuning_table(tuning: Mapping) -> str:
-    """The grids with the chosen rates in bold; mean validation accuracy over the sparse levels, in percent."""
+    """The grids, and who took each rate; mean validation accuracy over the sparse levels, in percent, 0 where the training diverged."""
+    takers = {"learning_rate": "all methods", "swa_learning_rate": "all with SWA", "own_learning_rate": METHODS["imp_own_rate"][0]}
     rows = []
     for row in tuning["grid"]:
-        name = "learning_rate" if row["method"] == "imp" else "swa_learning_rate"
-        shown = f"{100 * row['validation']:.2f}"
-        chosen = row[name] == tuning["chosen"][name]
-        rows.append([METHODS[row["method"]][0], f"{_RATES[name]} {row[name]}", str(row["seed"]), f"**{shown}**" if chosen else shown])
-    return markdown_table(["Tuned for", "Rate", "Seed", "Validation accuracy, %"], rows, "llrr")
+        name = _RATES[row["method"]]
+        names = (name, "own_learning_rate") if row["method"] == "imp" else (name,)
+        taken = ", ".join(takers[each] for each in names if tuning["chosen"].get(each) == row[name])
+        shown = [METHODS[row["method"]][0], str(row["learning_rate"]), str(row["swa_learning_rate"] or NOT_AVAILABLE), str(row["seed"])]
+        rows.append([*shown, f"{100 * row['validation']:.2f}", taken])
+    return markdown_table(["Tuned for", "Learning rate", "SWA's rate", "Seed", "Validation accuracy, %", "Taken by"], rows, "lrrrrl")
 
 
 def _by_level(found: Levels, measure: Callable[[Mapping], float], digits: int) -> str:

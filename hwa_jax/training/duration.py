@@ -69,5 +69,8 @@ class Duration:
         Example:
             >>> Duration.parse("2.5 epochs").times(2)
             '5 epochs'
+            >>> Duration.parse("400000 steps").times(4)
+            '1600000 steps'
         """
-        return f"{self.value * factor:g} {self.unit}"
+        value = self.value * factor
+        return f"{int(value) if value == int(value) else value} {self.unit}"
