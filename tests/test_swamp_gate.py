@@ -42,7 +42,7 @@ def test_the_gate(good, tmp_path, averaging):
             solution = swamp.find_solution(run, Trained(setup, 0, setup.dense_mask(), stacked_state(setup, trees), {}))
         gate = solution.metrics["gate"]
         assert gate["averaging_hurts"] is hurts
-        assert hurts is (gate["average"] > np.mean(gate["particles"]))
+        assert hurts == (gate["average"] > np.mean(gate["particles"]))
         chosen = "particle_1" if hurts and averaging == "when_safe" else "average"
         assert solution.metrics["solution"] == chosen
         expected = trees[1] if chosen == "particle_1" else jax.tree.map(lambda a, b: (a + b) / 2, *trees)
