@@ -79,6 +79,17 @@ def test_s2_means_not_much_worse(gain, verdict):
     assert effect.effect.mean == pytest.approx(100 * gain) and effect.verdict == verdict and effect.margin == 0.25
 
 
+def test_the_parts_and_the_gate_are_means_over_all_levels():
+    gains = [0.0, 0.0, 0.03, 0.03, 0.03, 0.03]
+    both = [*IMP, *cells("imp_swa", gains), *cells("particles", [0.01] * 6, above_particles=[0.0] * 6)]
+    assert found("2×2", "SWA in one particle", "mean", both).effect.mean == pytest.approx(2.0)
+    assert found("2×2", "averaging N particles without", "mean", both).effect.mean == pytest.approx(1.0)
+    gated = [*SWAMP, *cells("swamp_gated", [g + 0.01 for g in (-0.002, 0, 0.01, 0.02, 0.02, 0.03)], above_particles=[0.0] * 6)]
+    assert found("gate", "gated - always", "mean", gated).effect.mean == pytest.approx(1.0)
+    few, many = cells("swamp_few", [-0.001] * 6, above_particles=[0.0] * 6), cells("particles_many", [0.0] * 6, above_particles=[0.0] * 6)
+    assert found("S3", "SWAMP with fewer", "mean", [*few, *many]).effect.mean == pytest.approx(-0.1)
+
+
 def test_s6_is_positive_where_the_dense_average_is_below_its_particles():
     dense, sparse = (found("S6", "average and mean particle of SWAMP", setting, SWAMP) for setting in ("100 %", "1 %"))
     assert (dense.effect.mean, dense.verdict) == (pytest.approx(1.0), "shown")

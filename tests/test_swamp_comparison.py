@@ -13,6 +13,7 @@ from hwa_jax.errors import UserError
 from hwa_jax.report.sparsity_comparison import write_comparison
 from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.training.config import differences
+from hwa_jax.training.interruption import Interrupted
 from training_runs import set_fields
 
 RATES = {"learning_rate": 0.05, "swa_learning_rate": 0.02}
@@ -103,6 +104,13 @@ def test_particles_and_barriers_are_there_where_particles_are(cells):
                 assert level["best_particle"]["validation"]["accuracy"] >= level["particles"]["validation"]["accuracy"] - 1e-12
 
 
+def test_given_masks_are_those_of_swamp_bit_for_bit(tmp_path, compiled):
+    given, source = (swamp_methods.train(tiny(), method, 0, RATES, tmp_path) for method in ("swamp_mask", "swamp"))
+    for cycle in range(3):
+        ours, theirs = (named_leaves(run.weights(cycle, "average")[1]) for run in (given, source))
+        assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_an_ensemble_has_two_different_members(cells):
     ensemble, single = cells["imp_ensemble"]["levels"][1], cells["imp"]["levels"][1]
     assert ensemble["test"] != single["test"]
@@ -173,13 +181,64 @@ def test_a_comparison_of_an_earlier_version_is_continued():
     assert differences(stored, tiny()) == [("base.training.duration", "9 steps", "8 steps")]
 
 
+def test_the_seed_that_runs_keeps_its_trainings_over_a_restart(tmp_path, monkeypatch):
+    config = tiny()
+    config.learning_rates, config.seeds, config.methods = (0.05,), (0, 1), ("imp", "random")
+    trained = []
+
+    def cell(config, method, seed, rates, scratch):
+        (scratch / method).mkdir(parents=True, exist_ok=True)
+        trained.append((method, seed))
+        if len(trained) == 4:
+            raise Interrupted
+        return {"method": method, "seed": seed}
+
+    monkeypatch.setattr(swamp_comparison, "_cell", cell)
+    with pytest.raises(Interrupted):
+        swamp_comparison.run(config, tmp_path / "run")
+    # The trainings of seed 0 are gone with its last cell, those of seed 1 wait for theirs.
+    kept = tmp_path / "run" / "scratch" / "seed1" / "imp"
+    assert kept.is_dir() and not (tmp_path / "run" / "scratch" / "seed0").exists()
+    monkeypatch.setattr(swamp_comparison, "_cell", lambda *_: {"kept": kept.is_dir()})
+    assert swamp_comparison.run(config, tmp_path / "run")[-1] == {"kept": True}
+    assert not (tmp_path / "run" / "scratch" / "seed1").exists()
+
+
+def test_tuning_goes_on_after_a_kill_between_a_point_and_its_removal(tmp_path, monkeypatch):
+    config = tiny()
+    config.methods = ()
+    remove = swamp_comparison._remove
+
+    def train(config, method, seed, rates, scratch):
+        directory = scratch / method
+        # As a work directory of another configuration would.
+        assert not directory.exists()
+        directory.mkdir(parents=True)
+        cycle = {"sparsity": 0.75, "solution": "average", "evaluation": {"average": {"validation": {"accuracy": rates["learning_rate"]}}}}
+        return swamp_methods.PrunedRun(None, directory, [cycle], [[]])
+
+    def killed(directory):
+        raise Interrupted
+
+    monkeypatch.setattr(swamp_comparison, "train", train)
+    monkeypatch.setattr(swamp_comparison, "_remove", killed)
+    with pytest.raises(Interrupted):
+        swamp_comparison.run(config, tmp_path / "run")
+    monkeypatch.setattr(swamp_comparison, "_remove", remove)
+    swamp_comparison.run(config, tmp_path / "run")
+    assert [row["validation"] for row in swamp_comparison.tuned(tmp_path / "run")["grid"]] == [1e-5, 0.05]
+
+
 @pytest.mark.slow
 def test_all_methods_run_and_are_reported(cells, directory, tmp_path):
     config = tiny()
     config.methods = swamp_comparison.default_comparison().methods
     everything = swamp_comparison.run(config, directory)
     found = {cell["method"]: cell["levels"] for cell in everything}
-    assert set(found) == {*swamp_methods.fields_of(tiny()), "imp_ensemble"}
+    assert set(found) == {*swamp_methods.fields_of(tiny()), "imp_ensemble", "imp_best"}
+    # Three networks, of which the best is no worse than the one that is also reported alone.
+    for best, one in zip(found["imp_best"], found["imp"]):
+        assert best["validation"]["accuracy"] >= one["validation"]["accuracy"] and best["epochs"] == 3 * one["epochs"]
     assert [level["epochs"] for level in found["imp_long"]] == [level["epochs"] for level in found["swamp"]]
     assert [level["num_particles"] for level in found["particles_many"]] == [4, 4, 4]
     gates = [level["gate"] for level in found["swamp_early_gated"]]
@@ -193,12 +252,15 @@ def test_all_methods_run_and_are_reported(cells, directory, tmp_path):
     [
         ({"methods": ("impp",)}, "methods='impp': give some of imp, "),
         ({"tuning_sparsity": 0.75}, "tuning_sparsity=0.75: must be at least 0 and at most base.swamp.target_sparsity=0.7"),
+        ({"base.swamp.num_particles": (1, 4)}, r"base.swamp.num_particles=\(1, 4\): give a whole number of at least 2"),
+        ({"base.swamp.swa": False}, "base.swamp.swa=False: must be True"),
+        ({"base.swamp.averaging": "when_safe"}, "base.swamp.averaging='when_safe': must be 'always'"),
+        ({"base.swamp.gate_fraction": 0.0}, "base.swamp.gate_fraction=0.0: the gated methods need one"),
         ({"seeds": (100,)}, r"tuning_seeds=\(100,\): 100 is also one of seeds"),
     ],
 )
 def test_fields_that_do_not_fit_are_named(tmp_path, fields, message):
-    config = tiny()
-    config.update(fields)
+    config = set_fields(tiny(), fields)
     with pytest.raises(UserError, match=message):
         swamp_comparison.run(config, tmp_path / "run")
 
@@ -207,7 +269,7 @@ def test_the_report_is_written_from_real_cells(cells, directory, tmp_path):
     tuning = swamp_comparison.tuned(directory)
     path = write_comparison(list(cells.values()), tmp_path, title="T", meta={"command": "python x"}, tuning=tuning)
     text = path.read_text()
-    assert "| SWAMP " in text and "one seed, no interval" not in text
+    assert "| SWAMP " in text and "## The claims of the SWAMP paper" in text and "**SWAMP+**" in text and "N particles, SGD" not in text
     assert all((tmp_path / name).stat().st_size for name in (
         "accuracy.png", "accuracy_masks.png", "average_minus_particles.png", "barrier.png", "density_per_layer.png",
     ))

@@ -102,6 +102,7 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
                 cells.append(read_json(path))
             # Only now: methods of one seed use each other's trainings.
             _remove(scratch)
+        _remove(workdir.path / "scratch")
         return cells
 
 
