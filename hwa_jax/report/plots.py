@@ -73,7 +73,7 @@ def curves(
     lines = sorted((line for line in lines if len(line[1])), key=lambda line: -line[2][-1])
     if not lines:
         raise ValueError(f"series: none of {len(series)} has a point to draw")
-    is_direct = len(lines) <= _MOST_DIRECT_LABELS
+    is_direct = len(lines) <= _MOST_DIRECT_LABELS and not log_y
     # A legend beside the axes takes room of its own.
     legend_width = 0 if is_direct else 1 + 0.09 * max(len(one.label) for one, *_ in lines)
     with figure_file(path, width=7.5 + legend_width, height=4.5) as figure:
