@@ -5,10 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hwa_jax.algorithms.stored_weights import open_weights
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
+from pictures import decoded
 from programs import call
 from pruning_runs import prune
 from training_runs import compilation_cache_dir, compiled_once, listing, train  # noqa: F401
@@ -43,11 +43,6 @@ def swamp_run(tmp_path_factory):
 
 def analyze(workdir, output, *arguments):
     return call("analyze.py", f"--workdir={workdir}", f"--output={output}", *TINY, *arguments)
-
-
-def decoded(path):
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 @pytest.mark.parametrize("kind", ["hwa", "swamp"])

@@ -2,43 +2,13 @@
 
 import json
 
-import matplotlib.axes
 import numpy as np
 import pytest
-from PIL import Image
 
 from hwa_jax.report.analysis_plots import chain, curvature, hull, segments
 from hwa_jax.report.analysis_report import write_report
 from hwa_jax.report.landscape_plots import landscape
-
-
-def decoded(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB"))
-
-
-@pytest.fixture
-def recorded(monkeypatch):
-    """Every call of the Axes methods that draw, as (name, arguments, keywords)."""
-    calls = []
-
-    def record(name):
-        original = getattr(matplotlib.axes.Axes, name)
-
-        def wrapper(self, *arguments, **keywords):
-            calls.append((name, arguments, keywords))
-            return original(self, *arguments, **keywords)
-
-        monkeypatch.setattr(matplotlib.axes.Axes, name, wrapper)
-
-    for name in ("plot", "bar", "errorbar", "annotate", "contourf", "pcolormesh", "set_xlim"):
-        record(name)
-    return calls
-
-
-def named(calls, name):
-    return [(arguments, keywords) for called, arguments, keywords in calls if called == name]
+from pictures import decoded, named, recorded  # noqa: F401
 
 
 def plane(loss=None, error=None):

@@ -2,14 +2,13 @@
 
 import math
 
-import matplotlib.axes
 import numpy as np
 import pytest
-from PIL import Image
 
 from hwa_jax.errors import UserError
 from hwa_jax.report.plots import Series, curves, dot_intervals
 from hwa_jax.report.statistics import Interval
+from pictures import decoded, named, recorded  # noqa: F401
 
 EPOCHS = list(range(1, 21))
 
@@ -21,36 +20,6 @@ def series(label="plain", style=0, level=80.0, seeds=3):
 
 def draw(members, path):
     return curves(members, path, "epoch", "accuracy, %", "SGD")
-
-
-def decoded(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
-        return np.asarray(image.convert("RGB"))
-
-
-@pytest.fixture
-def recorded(monkeypatch):
-    """Every call of the Axes methods that draw, as (name, arguments, keywords)."""
-    calls = []
-
-    def record(name):
-        original = getattr(matplotlib.axes.Axes, name)
-
-        def wrapper(self, *arguments, **keywords):
-            calls.append((name, arguments, keywords))
-            return original(self, *arguments, **keywords)
-
-        monkeypatch.setattr(matplotlib.axes.Axes, name, wrapper)
-
-    for name in ("plot", "fill_between", "errorbar", "legend", "annotate", "set_ylim"):
-        record(name)
-    return calls
-
-
-def named(calls, name):
-    return [(arguments, keywords) for called, arguments, keywords in calls if called == name]
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 11])
