@@ -79,7 +79,27 @@ logits = predict(images)  # uint8 [n, {_shape(model)}] -> float32 [n, {model["nu
 `predict` runs on the CPU. It takes SciPy's CSR product for the layers where this measured faster on the machine of the
 export, batch size by batch size ("execution" in the metadata; the nearest measured one counts), and the dense one elsewhere.
 
-## Format
+{_sparse_format(file_name)}
+
+## Metrics
+
+{_metrics(facts["metrics"])}
+
+NLL is in nats per image; ECE uses 15 bins. These are the figures of one training with one seed; "train" is a sample.
+
+## Training
+
+Iterative magnitude pruning by SWAMP (Choi et al., 2024, arXiv 2305.14852; one particle without SWA is IMP): in each cycle
+{facts["num_particles"]} particles of {config["training"]["duration"]}, SWA {"on" if swamp["swa"] else "off"}, then {swamp["fraction"]:.0%} of the remaining weights go, rewind to {swamp["rewind"]}.
+
+- seed of weights, batch order and augmentation: {config["seed"]}; of the data's subset, split and label noise: {config["data"]["seed"]}
+- fingerprint of the data (SHA-256): `{facts["data_fingerprint"]}`
+
+{_limits(facts)}"""
+
+
+def _sparse_format(file_name):
+    return f"""## Format
 
 safetensors. The header's metadata hold one entry, "hwa_jax", which is JSON. A pruned array "NAME" lies in the file as two:
 
@@ -104,23 +124,7 @@ for name, shape in shapes.items():
 ```
 
 Kernels are [in, out], of convolutions [height, width, in, out]. The network takes (image / 255 - mean) / std, with "mean" and
-"std" of each channel from the metadata, where "model" says which network it is.
-
-## Metrics
-
-{_metrics(facts["metrics"])}
-
-NLL is in nats per image; ECE uses 15 bins. These are the figures of one training with one seed; "train" is a sample.
-
-## Training
-
-Iterative magnitude pruning by SWAMP (Choi et al., 2024, arXiv 2305.14852; one particle without SWA is IMP): in each cycle
-{facts["num_particles"]} particles of {config["training"]["duration"]}, SWA {"on" if swamp["swa"] else "off"}, then {swamp["fraction"]:.0%} of the remaining weights go, rewind to {swamp["rewind"]}.
-
-- seed of weights, batch order and augmentation: {config["seed"]}; of the data's subset, split and label noise: {config["data"]["seed"]}
-- fingerprint of the data (SHA-256): `{facts["data_fingerprint"]}`
-
-{_limits(facts)}"""
+"std" of each channel from the metadata, where "model" says which network it is."""
 
 
 def _limits(facts):
