@@ -85,7 +85,9 @@ def export(cycle: StoredCycle, path: str | os.PathLike, batch_sizes: Sequence[in
         choices[size] = choose_layers(network, size)
     facts = {**cycle.facts, "execution": {str(size): choice.chosen for size, choice in choices.items()}}
     save_sparse_weights(path, *cycle[:3], facts)
-    dense = predictor.predictor(predictor.network(facts), cycle[:2], facts)
+    # On a machine with a GPU the dense network's weights would be copied from there at every call.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        dense = predictor.predictor(predictor.network(facts), cycle[:2], facts)
     predict = load_sparse_predictor(path)
     latency = [_latency(network, dense, predict, size, choice) for size, choice in choices.items()]
     layers = _layers(network, cycle, choices)

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwa_jax.report.tables import NOT_AVAILABLE, format_bytes, markdown_table, print_table
-
-# Closer times count as equal.
-_MARGIN = 0.05
+from hwa_jax.training.latency import MARGIN
 
 _HOW_TO_READ = """\
 Parameters are weights, biases, and scales and offsets of normalization. FLOPs are counted from the shapes of the
@@ -20,7 +18,7 @@ _TIMING = f"""\
 Milliseconds for one batch, the median of at least 5 repeats after warm-up, in turns; batches of noise, uint8 in and
 logits out. Dense is the whole network with its zeros, compiled by JAX. `predict` is what `load_sparse_predictor`
 returns: SciPy's CSR product in the layers named here, which measured faster, and the dense one elsewhere. "Same" means
-within {_MARGIN:.0%}. Other load on the machine makes all of this slower and less certain: the load average above is the
+within {MARGIN:.0%}. Other load on the machine makes all of this slower and less certain: the load average above is the
 number of busy threads in the minute before.
 """
 
@@ -80,7 +78,7 @@ def verdict(seconds: Mapping[str, float]) -> str:
         ['faster', 'same', 'same', 'slower']
     """
     ratio = seconds["predict"] / seconds["dense"]
-    return "same" if abs(ratio - 1) <= _MARGIN else "faster" if ratio < 1 else "slower"
+    return "same" if abs(ratio - 1) <= MARGIN else "faster" if ratio < 1 else "slower"
 
 
 _SIZE_HEADER = ["", "dense", "sparse", "sparse / dense"]
