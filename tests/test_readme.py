@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hwa_jax.report import sparsity_tables
 from hwa_jax.report.comparison_tables import summary_table
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -57,3 +58,9 @@ def test_results_table_is_that_of_the_committed_cells():
     main = [cell for cell in cells if cell["num_train"] == 10_000 and cell["sync_period"] in (None, 100)]
     shown = re.search(r"<!-- results -->\n(.*?)<!-- /results -->", _README, re.DOTALL)[1]
     assert summary_table(main) in shown
+
+
+def test_swamp_table_is_that_of_the_committed_cells():
+    cells = [json.loads(path.read_text()) for path in sorted((_ROOT / "results" / "swamp_fashion_mnist" / "cells").glob("*.json"))]
+    shown = re.search(r"<!-- swamp results -->\n(.*?)<!-- /swamp results -->", _README, re.DOTALL)[1]
+    assert sparsity_tables.summary_table(cells) in shown

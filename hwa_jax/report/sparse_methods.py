@@ -25,8 +25,8 @@ METHODS = {
     "swamp_early_gated": ("SWAMP, early ticket, gated", "the two of them together."),
 }
 
-# Densities, as fractions, near which short tables have a column.
-_SHOWN = (1.0, 0.4, 0.1, 0.04, 0.02, 0.01)
+# Densities, as fractions, near which short tables have a column, beside the sparsest.
+_SHOWN = (1.0, 0.4, 0.1, 0.04, 0.02)
 
 # method -> seed -> the levels of its cell.
 Levels = dict[str, dict[int, Sequence[Mapping[str, Any]]]]
@@ -67,14 +67,14 @@ def weights_left(levels: Sequence[Mapping]) -> list[int]:
 
 
 def shown_levels(levels: Sequence[Mapping]) -> list[int]:
-    """The levels whose densities are nearest to those of the short tables.
+    """The levels whose densities are nearest to those of the short tables, and the last one.
 
     Example:
         >>> shown_levels([{"sparsity": sparsity} for sparsity in (0.0, 0.5, 0.61, 0.9)])
         [0, 2, 3]
     """
     nearest = {min(range(len(levels)), key=lambda i: abs(1 - levels[i]["sparsity"] - density)) for density in _SHOWN}
-    return sorted(nearest)
+    return sorted({*nearest, len(levels) - 1})
 
 
 def density_text(level: Mapping) -> str:
