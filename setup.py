@@ -22,7 +22,7 @@ BASE = [
     "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not say so
     "array_record>=0.8.1; sys_platform != 'win32'",  # the file format of data_source
     "scikit-learn>=1.5",  # its digits are the data set that needs no download
-    "Pillow>=10.0",  # encodes images when a data set is prepared
+    "Pillow>=10.0",  # encodes images when a data set is prepared, and reads folders of images
 ]
 
 EXTRAS = {

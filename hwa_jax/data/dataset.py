@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 
 import jax
 import numpy as np
@@ -55,8 +56,9 @@ class Dataset:
         mean: float32 ``[channels]``, of the training images scaled to 0..1.
         std: float32 ``[channels]``, likewise; 1 where a channel is constant, so that
             dividing by it is always defined.
-        fingerprint: hexadecimal SHA-256 over the arrays of the three splits. Equal
-            fingerprints mean equal data, which a resumed run checks.
+        fingerprint: hexadecimal SHA-256 over the arrays of the three splits and the class
+            names. Equal fingerprints mean equal data, which a resumed run checks.
+        class_names: label i means class_names[i]; empty where the source has no names.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
     fingerprint: str
+    class_names: tuple[str, ...] = ()
 
 
 def check_split(where: str, split: Split, num_classes: int) -> None:
@@ -134,11 +137,13 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)
 
 
-def fingerprint(splits: dict[str, Split]) -> str:
-    """Hexadecimal SHA-256 over names, dtypes, shapes and bytes of all arrays."""
+def fingerprint(splits: dict[str, Split], class_names: tuple[str, ...] = ()) -> str:
+    """Hexadecimal SHA-256 over names, dtypes, shapes and bytes of all arrays, and the names of the classes."""
     digest = hashlib.sha256()
     for name, split in splits.items():
         for array in (split.images, split.labels):
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).data)
+    if class_names:
+        digest.update(json.dumps(class_names).encode())
     return digest.hexdigest()

@@ -6,12 +6,16 @@ import pathlib
 
 import numpy as np
 
+from hwa_jax.data.arrays import read_npz
 from hwa_jax.data.dataset import Dataset, Split, channel_statistics, check_split, fingerprint
+from hwa_jax.data.folder import read_folder
 from hwa_jax.data.idx import find_idx, read_split
 from hwa_jax.data.subsets import replace_labels, stratified_choice
 from hwa_jax.data.tfds_builder import search_path
 from hwa_jax.data.tfds_source import read_tfds
 from hwa_jax.errors import UserError
+
+SOURCES = ("name", "folder", "numpy")
 
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 _IDX_DIRECTORIES = {"mnist": [], "fashion_mnist": [_DEBIAN_FASHION_MNIST]}
@@ -22,7 +26,9 @@ _SUBSET, _VALIDATION, _NOISE = range(3)
 def load(
     name: str,
     *,
+    source: str = "name",
     data_dir: str | os.PathLike | None = None,
+    image_size: int = 0,
     num_train: int | None = None,
     validation_fraction: float = 0.1,
     label_noise: float = 0.0,
@@ -35,14 +41,18 @@ def load(
     from IDX files in ``data_dir/NAME`` or a ``data_dir`` that was given
     (``fashion_mnist`` also from ``/usr/share/datasets/fashion-mnist``, where Debian's
     package dataset-fashion-mnist puts them), else, like every other name, as prepared
-    by TensorFlow Datasets.
+    by TensorFlow Datasets. Your own images are read from a folder or a NumPy file.
 
     Args:
         name: ``digits``, ``fashion_mnist``, ``mnist``, ``cifar10``, ``cifar100``,
             ``svhn_cropped`` or another image-classification name of TensorFlow Datasets
-            whose images have one size.
-        data_dir: where to look; None means ``HWA_JAX_DATA_DIR``, else
-            ``~/.cache/hwa_jax``, then TensorFlow Datasets' own directory.
+            whose images have one size. With another source, what messages call the data.
+        source: ``name``; ``folder``, see `read_folder`; or ``numpy``, see `read_npz`.
+        data_dir: the folder or the NumPy file; for names, where to look: None means
+            ``HWA_JAX_DATA_DIR``, else ``~/.cache/hwa_jax``, then TensorFlow Datasets' own
+            directory.
+        image_size: images of a folder are resized to this width and height in pixels; 0
+            leaves them as they are.
         num_train: number of training images, counted before the validation split is
             taken out of them; class-stratified. None means all.
         validation_fraction: fraction of those images held out, class-stratified,
@@ -67,9 +77,10 @@ def load(
     _check_fraction("validation_fraction", validation_fraction)
     _check_fraction("label_noise", label_noise)
     _check_integer("seed", seed, 0, 2**32 - 1)
-    all_train, test, num_classes = _read(name, data_dir)
+    all_train, test, num_classes, class_names = _read(name, source, data_dir, image_size)
     check_split(f"{name} train", all_train, num_classes)
     check_split(f"{name} test", test, num_classes)
+    all_train, test = (Split(split.images, split.labels.astype(np.int32)) for split in (all_train, test))
     if all_train.image_shape != test.image_shape:
         raise UserError(
             f"{name}: training images of shape {all_train.image_shape} but test images of "
@@ -86,10 +97,27 @@ def load(
     for split in splits.values():
         split.images.flags.writeable = split.labels.flags.writeable = False
     mean, std = channel_statistics(train.images)
-    return Dataset(name, num_classes, **splits, mean=mean, std=std, fingerprint=fingerprint(splits))
+    return Dataset(
+        name, num_classes, **splits, mean=mean, std=std, fingerprint=fingerprint(splits, class_names), class_names=class_names,
+    )
 
 
-def _read(name: str, data_dir: str | os.PathLike | None) -> tuple[Split, Split, int]:
+def _read(name, source, data_dir, image_size):
+    if source not in SOURCES:
+        raise UserError(f"source={source!r}: give one of {', '.join(map(repr, SOURCES))}")
+    if image_size and source != "folder":
+        raise UserError(f"image_size={image_size!r}: images are resized with source='folder' alone; give 0")
+    if source == "name":
+        return *_read_named(name, data_dir), ()
+    if data_dir is None:
+        raise UserError(f"source={source!r}: says no place; give data_dir, the {'folder' if source == 'folder' else '.npz file'}")
+    if source == "folder":
+        train, test, class_names = read_folder(data_dir, image_size)
+        return train, test, len(class_names), class_names
+    return *read_npz(data_dir), ()
+
+
+def _read_named(name: str, data_dir: str | os.PathLike | None) -> tuple[Split, Split, int]:
     searched = []
     if name in _IDX_DIRECTORIES:
         directory = search_path(data_dir)[0]

@@ -129,10 +129,11 @@ Kernels are [in, out], of convolutions [height, width, in, out]. The network tak
 
 def _limits(facts):
     config, data, model = facts["config"], facts["config"]["data"], facts["model"]
+    names = f" ({', '.join(facts['class_names'])}, in the order of the logits)" if facts.get("class_names") else ""
     return f"""## Intended use and limits
 
 For research on weight averaging, and for classifying images like those of {data["name"]}: {_shape(model)} (height, width, channels), \
-uint8 from 0 to 255, in one of its {model["num_classes"]} classes. Every image gets one of these classes, whatever it shows. \
+uint8 from 0 to 255, in one of its {model["num_classes"]} classes{names}. Every image gets one of these classes, whatever it shows. \
 The metrics hold for images drawn as the test split was; other sources, other preprocessing and deliberate disturbance \
 were not tested, nor was fairness between groups. The confidence is as reliable as the ECE above says, and no more. \
 The terms of the data set apply to what is done with the weights.

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from hwa_jax.data.batches import DATA_MODES
+from hwa_jax.data.sources import SOURCES
 from hwa_jax.errors import UserError
 from hwa_jax.sparsity.masks import PRUNERS
 from hwa_jax.training.duration import Duration
@@ -79,8 +80,11 @@ def _shared_config():
     config.num_devices = 0  # 0: all
     config.init_from = ""  # a file of `experiments/evaluate.py export` to start from
     config.data = ConfigDict({
-        "name": "digits", "data_dir": "", "num_train": 0, "validation_fraction": 0.1, "label_noise": 0.0, "seed": 0,
-        "crop_padding": 0, "flip": False,
+        "name": "digits",  # or, with another source, what reports call the data
+        "source": "name",  # "folder" or "numpy": your own images, see `hwa_jax.data.load`
+        "data_dir": "",
+        "image_size": 0,  # pixels, of a folder's images; 0: as they are
+        "num_train": 0, "validation_fraction": 0.1, "label_noise": 0.0, "seed": 0, "crop_padding": 0, "flip": False,
     })
     config.model = ConfigDict({"name": "cnn_s", "norm": "", "dtype": "float32"})
     config.optimizer = ConfigDict({
@@ -161,11 +165,12 @@ def differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, A
 _LEAST = {
     "num_devices": 0, "hwa.num_replicas": 1, "hwa.window_size": 1, "hwa.keep_pushes": 0, "hwa.recalibration_examples": 1,
     "training.batch_size": 1, "training.steps_per_call": 0, "evaluation.batch_size": 1, "evaluation.train_examples": 1,
-    "checkpoint.keep": 1, "data.num_train": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
+    "checkpoint.keep": 1, "data.num_train": 0, "data.image_size": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
     "optimizer.learning_rate": 0.0, "optimizer.sam_radius": 0.0, "optimizer.lookahead_rate": 0.0, "schedule.factor": 0.0,
     "schedule.final_fraction": 0.0, "swamp.swa_learning_rate": 0.0, "swamp.recalibration_examples": 1,
 }
 _CHOICES = {
+    "data.source": SOURCES,
     "model.norm": ("", "batch", "group", "none"), "model.dtype": ("float32", "bfloat16"),
     "hwa.data_mode": DATA_MODES, "hwa.optimizer_state": ("local", "average", "reset"),
     "swamp.pruner": PRUNERS, "swamp.averaging": ("always", "when_safe"), "swamp.rewind": ("ticket", "previous"),

@@ -19,14 +19,14 @@ from hwa_jax.training.setup import Setup
 
 
 def description(setup: Setup) -> dict[str, Any]:
-    """What a file of weights must say for `load_predictor`: the network, and how its images are normalized."""
+    """What a file of weights must say for `load_predictor`: the network, how its images are normalized, its classes."""
     model, dataset = setup.config.model, setup.dataset
     return {
         "model": {
             "name": model.name, "norm": model.norm, "dtype": model.dtype, "num_classes": dataset.num_classes,
             "input_shape": list(dataset.train.image_shape),
         },
-        "mean": dataset.mean.tolist(), "std": dataset.std.tolist(),
+        "mean": dataset.mean.tolist(), "std": dataset.std.tolist(), "class_names": list(dataset.class_names),
     }
 
 

@@ -222,7 +222,8 @@ def load_dataset(config: ConfigDict) -> Dataset:
         UserError: a data set that cannot be read, or no validation split.
     """
     dataset = data.load(
-        config.data.name, data_dir=config.data.data_dir or None, num_train=config.data.num_train or None,
+        config.data.name, source=config.data.source, data_dir=config.data.data_dir or None, image_size=config.data.image_size,
+        num_train=config.data.num_train or None,
         validation_fraction=config.data.validation_fraction, label_noise=config.data.label_noise, seed=config.data.seed,
     )
     if not dataset.validation.num_examples:
