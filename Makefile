@@ -4,7 +4,7 @@ BIN := .venv/bin
 USABLE := 'import sys, pip; sys.exit(sys.version_info < (3, 11))'
 
 .NOTPARALLEL:
-.PHONY: help venv demo demo-swamp test test-all bench conv-lowerings clean
+.PHONY: help venv demo demo-swamp test test-all bench conv-lowerings docs clean
 
 help:  ## List the targets (also: make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -29,13 +29,17 @@ bench: .venv/bench.stamp  ## Measure speed and memory, goes on where it stopped;
 conv-lowerings: .venv/base.stamp  ## Measure the table of convolution lowerings anew for this platform
 	@$(BIN)/python benchmarks/conv_lowerings.py
 
+docs: .venv/docs.stamp  ## Build the documentation site; build/docs/index.html
+	@$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+
 clean:  ## Remove .venv, the demos' results and what builds and tests leave behind
-	@rm -rf .venv runs/demo runs/demo.compiled runs/demo-swamp runs/demo-swamp.compiled build dist *.egg-info .pytest_cache .hypothesis
+	@rm -rf .venv runs/demo runs/demo.compiled runs/demo-swamp runs/demo-swamp.compiled build docs/results dist *.egg-info .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/dev.stamp: EXTRAS := [dev]
 .venv/bench.stamp: EXTRAS := [bench]
-.venv/base.stamp .venv/dev.stamp .venv/bench.stamp: setup.py constraints.txt
+.venv/docs.stamp: EXTRAS := [docs]
+.venv/base.stamp .venv/dev.stamp .venv/bench.stamp .venv/docs.stamp: setup.py constraints.txt
 	@$(BIN)/python -c $(USABLE) 2>/dev/null || { \
 	  $(PYTHON) -c $(USABLE) 2>/dev/null || \
 	  { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }; \

@@ -29,7 +29,7 @@ class RecalibrationReport(NamedTuple):
         num_batches: batches read.
         num_samples: samples read.
         moved: distance from the initial statistics, or None where none were given. The distance is
-            the largest over channels of max(|Δμ| / sqrt(σ² + ε), |Δσ²| / (σ² + ε)), without unit,
+            the largest over channels of `max(|Δμ| / sqrt(σ² + ε), |Δσ²| / (σ² + ε))`, without unit,
             with BatchNorm's usual ε = 1e-5, so that a dead channel does not count.
         unsettled: the same distance between the statistics of the first half of the batches and of
             all of them; None for a single batch.

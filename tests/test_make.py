@@ -66,7 +66,7 @@ def test_make_alone_lists_every_target_and_does_nothing_else(clone):
     phony = re.search(r"^\.PHONY: (.*)$", (clone / "Makefile").read_text(), re.MULTILINE)
     listed = [line.split()[1] for line in result.stdout.splitlines()]
     assert listed == phony.group(1).split()
-    assert {"venv", "demo", "demo-swamp", "test", "test-all", "bench", "conv-lowerings", "clean"} <= set(listed)
+    assert {"venv", "demo", "demo-swamp", "test", "test-all", "bench", "conv-lowerings", "docs", "clean"} <= set(listed)
     assert all(len(line.split()) > 3 for line in result.stdout.splitlines())
     assert result.stdout == make(clone, "help").stdout
     assert calls(clone) == []
@@ -77,6 +77,7 @@ def test_each_target_starts_from_an_empty_clone(clone):
         "venv": [VENV, INSTALL],
         "test": [VENV, INSTALL + "[dev]", TEST],
         "test-all": [VENV, INSTALL + "[dev]", TEST + " -m "],
+        "docs": [VENV, INSTALL + "[docs]", "-m sphinx -W --keep-going -q docs build/docs"],
         "demo": [
             VENV,
             INSTALL,

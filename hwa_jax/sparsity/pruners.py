@@ -22,7 +22,7 @@ def prune_by_magnitude(params: Any, mask: Any, fraction: float, *, keep_one_per_
     """Removes the smallest weights among the remaining ones, under one threshold for all layers.
 
     Exactly k = round(fraction · remaining) weights go, Python's round of a float64 product; none at
-    all where that is 0. Plain |w|, no normalization per layer. Among equal magnitudes the lower index
+    all where that is 0. Plain `|w|`, no normalization per layer. Among equal magnitudes the lower index
     in the concatenation of the row-major leaves, in `jax.tree.leaves` order, goes first. A weight once
     removed never returns. Dtypes may differ from leaf to leaf and are compared exactly.
 

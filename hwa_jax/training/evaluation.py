@@ -62,7 +62,7 @@ def batch_sums(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> Sums:
 def metrics(sums: Sums) -> dict[str, float]:
     """Accuracy (0..1), NLL (nats per example) and ECE (0..1) from the sums of a whole split.
 
-    ECE = Σ_b (n_b / n) |accuracy_b - confidence_b| over 15 bins of equal width.
+    ECE = `Σ_b (n_b / n) |accuracy_b - confidence_b|` over 15 bins of equal width.
 
     References:
         Guo et al., On Calibration of Modern Neural Networks, 2017, arXiv 1706.04599.

@@ -9,6 +9,8 @@
     tensorboard/       the same as event files
     results.json       written last: a run of so many steps is finished
     hwa.safetensors    the HWA weights with their BatchNorm statistics
+
+What a pruning writes is in `hwa_jax.algorithms.pruning_run`.
 """
 
 import fcntl
