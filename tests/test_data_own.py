@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -16,37 +15,9 @@ from hwa_jax.algorithms.swamp_comparison import default_comparison as default_sw
 from hwa_jax.errors import UserError
 from hwa_jax.training import setup, sparse_setup
 from hwa_jax.training.config import default_config, default_swamp_config, differences
+from own_images import NAMES, picture, write, write_folder, write_npz
 from programs import ROOT, call
 from training_runs import SMALL, compilation_cache_dir, compiled_once, set_fields  # noqa: F401
-
-NAMES = ("cat", "dog", "eel")
-
-
-def picture(label, index, shape=(8, 8)):
-    """Noise around a level that tells the class."""
-    noise = np.random.default_rng([label, index]).integers(0, 64, shape)
-    return (noise + 80 * label).astype(np.uint8)
-
-
-def write(path, pixels, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **options)
-
-
-def write_folder(directory, per_class=20, sides=("",), shape=(8, 8)):
-    """CLASS/NN.png below every side; images of different sides differ."""
-    for offset, side in enumerate(sides):
-        for label, name in enumerate(NAMES):
-            for index in range(per_class):
-                write(directory / side / name / f"{index:02}.png", picture(label, index + 100 * offset, shape))
-    return directory
-
-
-def write_npz(path, **changes):
-    images = np.stack([picture(label, index) for index in range(40) for label in range(3)])
-    arrays = {"x_train": images[:90], "y_train": np.arange(90) % 3, "x_test": images[90:], "y_test": np.arange(90, 120) % 3}
-    np.savez(path, **{name: array for name, array in {**arrays, **changes}.items() if array is not None})
-    return path
 
 
 def folder(directory, **arguments):
@@ -143,29 +114,20 @@ def test_a_fingerprint_covers_pixels_classes_and_names(tmp_path):
     assert len(set(prints)) == 4
 
 
-def broken(path):
-    path.write_bytes(path.read_bytes()[:60])
-
-
-def remove_all(directory):
-    for path in directory.iterdir():
-        path.unlink()
-
-
 # What is done to a folder, and what the message says; {} is the folder.
 BAD_FOLDERS = {
     "missing": (lambda d: os.rename(d, d.parent / "elsewhere"), "data_dir: {} cannot be listed .No such file"),
     "no classes": (lambda d: [os.rename(d / name, d.parent / name) for name in NAMES], "{}: class folders found: none; give at least two"),
     "one class": (lambda d: [os.rename(d / name, d.parent / name) for name in NAMES[:2]], "{}: class folders found: eel; give at least two"),
     "train alone": (lambda d: (d / "train").mkdir(), "{}: has a folder train but none for the other split"),
-    "an empty class": (lambda d: remove_all(d / "dog"), "{}: class 'dog' has no training image; add images"),
+    "an empty class": (lambda d: [path.unlink() for path in (d / "dog").iterdir()], "{}: class 'dog' has no training image; add images"),
     "too few to split": (lambda d: [(d / "dog" / f"{i:02}.png").unlink() for i in range(1, 20)], "{}: class 'dog' has no training image; .*train/dog"),
     "another size": (
         lambda d: write(d / "eel" / "07.png", picture(2, 7, (9, 5))), "{}/eel/07.png: is 5 x 9 pixels, grey, but {}/.* is 8 x 8 .*data.image_size"
     ),
     "another mode": (lambda d: write(d / "cat" / "03.png", np.zeros((8, 8, 3), np.uint8)), "is 8 x 8 pixels, RGB, but .* is 8 x 8 pixels, grey"),
     "transparency": (lambda d: write(d / "cat" / "03.png", np.zeros((8, 8, 4), np.uint8)), "{}/cat/03.png: has Pillow's mode RGBA; convert"),
-    "a broken image": (lambda d: broken(d / "dog" / "11.png"), "{}/dog/11.png: cannot be read as an image .*; replace it"),
+    "a broken image": (lambda d: os.truncate(d / "dog" / "11.png", 60), "{}/dog/11.png: cannot be read as an image .*; replace it"),
     "an empty image": (lambda d: (d / "dog" / "11.png").write_bytes(b""), "{}/dog/11.png: cannot be read as an image"),
     "another file": (lambda d: (d / "dog" / "notes.txt").write_text("?"), "{}/dog/notes.txt: is no .png, .jpg, .jpeg file; .*move it"),
     "a folder in a class": (lambda d: (d / "dog" / "more.png").mkdir(), "{}/dog/more.png: is no .png"),
@@ -275,64 +237,51 @@ def test_bad_arguments(arguments, message):
         hwa_jax.data.load("digits", **arguments)
 
 
-@pytest.fixture(params=["folder", "numpy"])
-def own(request, tmp_path):
-    """Fields of a configuration that names files of one's own."""
-    place = write_folder(tmp_path / "mine", per_class=45) if request.param == "folder" else write_npz(tmp_path / "mine.npz")
-    return {"data.name": "mine", "data.source": request.param, "data.data_dir": str(place), "data.num_train": 80, "training.batch_size": 10, "num_devices": 1}
+def own(place):
+    """Fields of a configuration that names a folder or a file of one's own."""
+    return {
+        "data.name": "mine", "data.source": "folder" if place.is_dir() else "numpy", "data.data_dir": str(place), "data.num_train": 80,
+        "training.batch_size": 10, "num_devices": 1,
+    }
 
 
-def flags(fields):
-    return [f"--config.{name}={value}" for name, value in fields.items()]
-
-
-@pytest.fixture
-def one_cache(compiled_once, monkeypatch):  # noqa: F811
-    """The programs keep what they compile where the other tests do."""
+def test_train_evaluate_and_export(tmp_path, compiled_once, monkeypatch):  # noqa: F811
+    # The programs keep what they compile where the other tests do.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled_once))
-
-
-@pytest.mark.usefixtures("one_cache")
-def test_train_evaluate_and_export(tmp_path, own):
-    fields = {**SMALL, **own, "training.duration": "8 steps"}
-    run, config = tmp_path / "run", ROOT / "configs" / "hwa_digits.py"
-    assert call("train_hwa.py", f"--config={config}", f"--workdir={run}", *flags(fields)).code == 0
+    place = write_folder(tmp_path / "mine", per_class=45)
+    fields, run = {**SMALL, **own(place), "training.duration": "8 steps"}, tmp_path / "run"
+    command = ["train_hwa.py", f"--config={ROOT}/configs/hwa_digits.py", f"--workdir={run}"]
+    assert call(*command, *(f"--config.{name}={value}" for name, value in fields.items())).code == 0
     record = json.loads((run / "config.json").read_text())
-    assert record["data_fingerprint"] == hwa_jax.data.load(
-        "mine", source=fields["data.source"], data_dir=fields["data.data_dir"], num_train=80, validation_fraction=0.25
-    ).fingerprint
+    assert record["data_fingerprint"] == folder(place, num_train=80, validation_fraction=0.25).fingerprint
     ended = call("evaluate.py", f"--workdir={run}", "--split=test", "--weights=hwa")
     assert ended.code == 0 and "hwa" in ended.stdout
     assert call("evaluate.py", "export", f"--workdir={run}", f"--output={tmp_path}/w.safetensors").code == 0
     card = (tmp_path / "w.md").read_text()
-    assert "mlp trained on mine" in card and str(tmp_path) not in card
-    assert ("(cat, dog, eel, in the order of the logits)" in card) == (fields["data.source"] == "folder")
-    change_a_pixel(pathlib.Path(fields["data.data_dir"]))
-    ended = call("train_hwa.py", f"--config={config}", f"--workdir={run}", *flags({**fields, "training.duration": "9 steps"}))
+    assert "mlp trained on mine" in card and "(cat, dog, eel, in the order of the logits)" in card and str(tmp_path) not in card
+    # Every image is changed: not all are among the 80 that are trained on.
+    for path in place.glob("*/*.png"):
+        write(path, np.asarray(Image.open(path)) ^ 1)
+    ended = call("evaluate.py", f"--workdir={run}")
     assert ended.code == 2 and "the run was made with other data" in ended.stderr
 
 
-def change_a_pixel(place):
-    if place.is_dir():
-        # Every image: not all are among the 80 that are trained on.
-        for path in place.glob("*/*.png"):
-            write(path, np.asarray(Image.open(path)) ^ 1)
-    else:
-        with np.load(place) as stored:
-            np.savez(place, **{**stored, "x_test": stored["x_test"] ^ 1})
-
-
-def test_pruning_and_both_comparisons_read_it(own):
-    pruning, comparison, swamp_comparison = default_swamp_config(), hwa_comparison.default_comparison(), default_swamp_comparison()
-    set_fields(pruning, own)
-    for config in (comparison, swamp_comparison):
-        set_fields(config.base, own)
+@pytest.mark.parametrize("write_own", [write_folder, lambda path: write_npz(path.with_suffix(".npz"))], ids=["folder", "numpy"])
+def test_hwa_pruning_and_both_comparisons_read_it(tmp_path, write_own):
+    fields = own(write_own(tmp_path / "mine"))
+    fields["data.num_train"] = 40
+    one, pruning = default_config(), default_swamp_config()
+    comparison, swamp_comparison = hwa_comparison.default_comparison(), default_swamp_comparison()
+    for config in (one, pruning, comparison.base, swamp_comparison.base):
+        set_fields(config, fields)
     rates = {"learning_rate": 0.1, "swa_learning_rate": 0.05}
-    pruned = sparse_setup.prepare(pruning), sparse_setup.prepare(swamp_methods.training_of(swamp_comparison, "swamp", 0, rates))
-    trained = setup.prepare(hwa_comparison.training_of(comparison, "hwa", "sgd", "constant", 0))
-    # 80 images less 8 of validation; pruning takes 5 % of the rest for its gate, 3.6, rounded.
-    assert [prepared.train.num_examples for prepared in (trained, *pruned)] == [72, 68, 68]
-    assert {prepared.dataset.num_classes for prepared in (trained, *pruned)} == {3}
+    prepared = [
+        setup.prepare(one), setup.prepare(hwa_comparison.training_of(comparison, "hwa", "sgd", "constant", 0)),
+        sparse_setup.prepare(pruning), sparse_setup.prepare(swamp_methods.training_of(swamp_comparison, "swamp", 0, rates)),
+    ]
+    # 40 images less 4 of validation; pruning takes 5 % of the rest for its gate, 1.8, rounded.
+    assert [each.train.num_examples for each in prepared] == [36, 36, 34, 34]
+    assert {each.dataset.num_classes for each in prepared} == {3}
 
 
 def test_a_run_from_before_there_were_sources_is_resumed():

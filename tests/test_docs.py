@@ -15,8 +15,8 @@ from hwa_jax.storage.safetensors import save_weights
 from hwa_jax.training.config import default_config
 from hwa_jax.training.predictor import description
 from hwa_jax.training.setup import prepare
+from own_images import write_folder
 from programs import ROOT
-from test_data_own import write_folder
 from training_runs import set_fields
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
