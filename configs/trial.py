@@ -16,7 +16,7 @@ def get_config():
     config.title = "Trial"
     config.description = "CNN-S, a subset of the training images, constant learning rate, tuned on the validation split and a seed of its own."
     config.base.data.update({"name": "fashion_mnist", "num_train": 3750, "validation_fraction": 0.2, "crop_padding": 2, "flip": True})
-    config.base.training.update({"batch_size": 100, "duration": "20 epochs"})
+    config.base.training.update({"batch_size": 100, "duration": "20 epochs", "ema_decay": 0.993})
     config.base.hwa.update({"num_replicas": 2, "sync_period": "1 epoch", "window_size": 8})
     config.base.evaluation.every = "2 epochs"
     config.base.checkpoint.every = "20 epochs"

@@ -146,6 +146,8 @@ def _validate(config):
     unknown = [name for name in config.trajectories if name not in _KINDS]
     if unknown:
         raise UserError(f"trajectories={unknown[0]!r}: give some of {', '.join(_KINDS)}")
+    if not config.base.training.ema_decay and any("ema" in _KINDS[name][0] for name in config.trajectories):
+        raise UserError("base.training.ema_decay=0.0: the offline trajectories evaluate that average, give 0.99 for example")
     if config.studied.optimizer not in config.optimizers or config.studied.schedule not in config.schedules:
         raise UserError(f"studied={config.studied.to_dict()}: must be one of optimizers and one of schedules")
     for name, fields in config.variants.items():
