@@ -17,7 +17,7 @@ def run(setup: SparseSetup, directory: str | os.PathLike, given: Sequence[Any]) 
     """Trains one particle under each mask, cycle by cycle; resumes and returns as `hwa_jax.algorithms.swamp.train`.
 
     Args:
-        setup: the pieces; of `config.swamp` neither fraction nor target take part.
+        setup: the pieces; fraction and target of `config.swamp` decide nothing here.
         directory: the work directory.
         given: one mask or more.
 

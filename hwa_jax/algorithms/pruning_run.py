@@ -13,6 +13,7 @@
 
 import logging
 import os
+import pathlib
 import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -155,8 +156,7 @@ class PruningRun:
             gate: what the gate measured.
         """
         stored = {"average": average, **{f"particle_{n}": weights for n, weights in enumerate(particles)}}
-        metrics = self._metrics(trained, stored)
-        metrics |= {"solution": solution, "gate": gate}
+        metrics = self._metrics(trained, stored) | {"solution": solution, "gate": gate}
         directory = self._cycle(trained.cycle)
         aside = directory.parent / f".{directory.name}.tmp"
         shutil.rmtree(aside, ignore_errors=True)
@@ -264,7 +264,7 @@ class PruningRun:
         }
 
     def _cycle(self, number):
-        return self._workdir.path / "cycles" / f"{number:03d}"
+        return cycle_directory(self._workdir.path, number)
 
     def _checkpoints(self, cycle):
         return f"checkpoints/cycle_{cycle:03d}"
@@ -276,6 +276,16 @@ class PruningRun:
 
 class _Stopped(Exception):
     """A signal asked the run to stop, and its checkpoint is made."""
+
+
+def cycle_directory(directory: pathlib.Path, number: int) -> pathlib.Path:
+    """Where a work directory holds a finished cycle.
+
+    Example:
+        >>> cycle_directory(pathlib.Path("run"), 3).as_posix()
+        'run/cycles/003'
+    """
+    return directory / "cycles" / f"{number:03d}"
 
 
 def sparsity(mask: Any) -> float:

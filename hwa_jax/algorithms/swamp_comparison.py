@@ -22,6 +22,7 @@ import jax
 from ml_collections import ConfigDict
 
 from hwa_jax import particles
+from hwa_jax.algorithms.stored_run import SPLITS
 from hwa_jax.algorithms.swamp_methods import PrunedRun, fields_of, train
 from hwa_jax.analysis.connectivity import paths
 from hwa_jax.errors import Diverged, UserError
@@ -30,7 +31,6 @@ from hwa_jax.training.config import default_swamp_config
 from hwa_jax.training.environment import environment
 from hwa_jax.training.workdir import Workdir, read_json
 
-SPLITS = ("train", "validation", "test")
 ENSEMBLE, BEST_OF_N = "imp_ensemble", "imp_best"
 
 # Fields that only add or remove trainings, so that finished ones stay valid.
@@ -169,7 +169,8 @@ def tuned(directory: str | pathlib.Path) -> dict[str, Any]:
     """What tuning.json holds.
 
     Returns:
-        "chosen": learning rate, SWA's rate and, where it was run, imp_own_rate's; "grid": every point with its validation accuracy, the mean over the sparse cycles.
+        "chosen": learning rate, SWA's rate and, where it was run, imp_own_rate's; "grid": every point with its validation accuracy,
+        the mean over the sparse cycles.
     """
     return read_json(pathlib.Path(directory) / "tuning.json")
 

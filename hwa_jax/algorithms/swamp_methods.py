@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from hwa_jax import masks
 from hwa_jax.algorithms import given_masks, imp, swamp
+from hwa_jax.algorithms.pruning_run import cycle_directory
 from hwa_jax.storage.sparse_weights import load_sparse_weights
 from hwa_jax.training.config import default_swamp_config
 from hwa_jax.training.duration import Duration
@@ -52,7 +53,7 @@ class PrunedRun(NamedTuple):
 
     def weights(self, cycle: int, name: str) -> tuple[Weights, Any]:
         """Stored weights, "average" or "particle_0" ..., and their mask; NumPy arrays."""
-        params, batch_stats, mask = load_sparse_weights(self.directory / "cycles" / f"{cycle:03d}" / f"{name}.safetensors")
+        params, batch_stats, mask = load_sparse_weights(cycle_directory(self.directory, cycle) / f"{name}.safetensors")
         return Weights(params, batch_stats), mask
 
 
@@ -60,7 +61,8 @@ def fields_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Method -> the fields of `swamp` in which it differs from the comparison's `base`."""
     early = {"ticket_duration": config.early_ticket}
     return {
-        "imp": imp.FIELDS, "imp_own_rate": imp.FIELDS, "imp_long": imp.FIELDS, "imp_swa": {"num_particles": 1}, "particles": {"swa": False}, "swamp": {},
+        "imp": imp.FIELDS, "imp_own_rate": imp.FIELDS, "imp_long": imp.FIELDS, "imp_swa": {"num_particles": 1},
+        "particles": {"swa": False}, "swamp": {},
         "swamp_few": {"num_particles": config.few_particles},
         "particles_many": {"num_particles": config.many_particles, "swa": False},
         "swamp_plus": {"num_particles": (*[1] * config.plus_cycles, config.base.swamp.num_particles)},

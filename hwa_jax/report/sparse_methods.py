@@ -61,6 +61,11 @@ def levels_by_method(cells: Sequence[Mapping]) -> Levels:
     return {method: found[method] for method in METHODS if method in found}
 
 
+def example_levels(found: Levels) -> Sequence[Mapping[str, Any]]:
+    """The levels of one cell: all have the same sparsities."""
+    return next(iter(next(iter(found.values())).values()))
+
+
 def weights_left(levels: Sequence[Mapping]) -> list[int]:
     """The number of weights of each level."""
     return [level["num_weights"] for level in levels]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hwa_jax.report.plots import Series, curves
-from hwa_jax.report.sparse_methods import METHODS, Levels, density_text, levels_by_method
+from hwa_jax.report.sparse_methods import METHODS, Levels, density_text, example_levels, levels_by_method
 
 _XLABEL = "weights left (each step prunes the same fraction)"
 _ACCURACY = "test accuracy, %"
@@ -85,5 +85,4 @@ def _series(found: Levels, method: str, measure: Callable[[Mapping], float], *, 
 
 
 def _xticks(found):
-    example = next(iter(next(iter(found.values())).values()))
-    return {number: density_text(level) for number, level in enumerate(example)}
+    return {number: density_text(level) for number, level in enumerate(example_levels(found))}

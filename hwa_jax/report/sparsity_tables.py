@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from hwa_jax.report.sparse_methods import METHODS, Levels, density_text, levels_by_method, shown_levels
+from hwa_jax.report.sparse_methods import METHODS, Levels, density_text, example_levels, levels_by_method, shown_levels
 from hwa_jax.report.statistics import Interval, mean_ci, paired_difference
 from hwa_jax.report.tables import NOT_AVAILABLE, format_interval, format_number, markdown_table
 
@@ -22,7 +22,7 @@ def summary_table(cells: Sequence[Mapping]) -> str:
         ValueError: as `levels_by_method`.
     """
     found = levels_by_method(cells)
-    example = _example(found)
+    example = example_levels(found)
     shown = shown_levels(example)
     header = ["Method", *(f"{density_text(example[number])} left" for number in shown), "Passes over data"]
     rows = []
@@ -97,14 +97,10 @@ def tuning_table(tuning: Mapping) -> str:
 def _by_level(found: Levels, measure: Callable[[Mapping], float], digits: int) -> str:
     header = ["Left", *(METHODS[method][0] for method in found)]
     rows = []
-    for number, level in enumerate(_example(found)):
+    for number, level in enumerate(example_levels(found)):
         intervals = [mean_ci([measure(levels[number]) for levels in by_seed.values()]) for by_seed in found.values()]
         rows.append([density_text(level), *(format_interval(interval, digits) for interval in intervals)])
     return markdown_table(header, rows, "r" * len(header))
-
-
-def _example(found):
-    return next(iter(next(iter(found.values())).values()))
 
 
 def _last(by_seed, name) -> Interval:

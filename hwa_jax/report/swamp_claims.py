@@ -6,7 +6,7 @@ A claim's effect is positive where the claim holds. Differences are of test accu
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hwa_jax.report.claims import Effect
-from hwa_jax.report.sparse_methods import METHODS, Levels, density_text, levels_by_method, shown_levels
+from hwa_jax.report.sparse_methods import METHODS, Levels, density_text, example_levels, levels_by_method, shown_levels
 from hwa_jax.report.statistics import paired_difference
 
 # What still counts as "about as good", in points.
@@ -42,7 +42,7 @@ def effects(cells: Sequence[Mapping]) -> list[Effect]:
 class _Found:
     def __init__(self, levels: Levels):
         self._levels = levels
-        example = next(iter(next(iter(levels.values())).values()))
+        example = example_levels(levels)
         self._shown = [(number, f"{density_text(example[number])} left") for number in shown_levels(example)]
 
     def profile(self, claim, text, ours, theirs, *, margin=0.0, first=0) -> Iterator[Effect]:
