@@ -74,8 +74,8 @@ def test_bad_fields(fields, message):
 
 
 def test_an_unknown_outer_optimizer_is_named_with_its_field():
-    with pytest.raises(UserError, match="hwa.outer_optimizer.name='adan': optax has no optimizer of this name"):
-        small_setup({"hwa.outer_optimizer.name": "adan"})
+    with pytest.raises(UserError, match="hwa.outer_optimizer.name='adamm': optax has no optimizer of this name"):
+        small_setup({"hwa.outer_optimizer.name": "adamm"})
 
 
 VARIANTS = {
