@@ -11,62 +11,42 @@ replica's weights, u its update, and t = eH + i + 1 the number of steps complete
 does not divide t, the inner loop goes on: the update is u. Where it does, outer and restart together
 ask for weights W̄ = (1/K) Σ_k (p_k + u_k), so the update is W̄ - p_k. Nothing else is needed: the
 cycle index is t // H, and the restart weights are the very weights the next step begins from.
+
+Three options change how W̄ comes about: what is communicated (`sync_dtype`), how much each replica counts (`weights`),
+and an optimizer that acts on the averaged movement (`outer_optimizer`); see `hwa_jax.outer`.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jax.custom_batching import custom_vmap
 
-from hwa_jax.optimizer_state import reset_state
-from hwa_jax.replica_mean import (
-    AxisName,
-    accumulator,
-    count_replicas,
-    is_averaged,
-    mean_over_replicas,
-    normalize_axis_name,
-    vary_like,
+from hwa_jax.online_state import (
+    OnlineAverageOuterState,
+    OnlineAverageState,
+    WithOnlineAverageOuterState,
+    WithOnlineAverageState,
 )
+from hwa_jax.optimizer_state import reset_state
+from hwa_jax.outer import OuterStep
+from hwa_jax.replica_mean import AxisName, count_replicas, normalize_axis_name
+from hwa_jax.replica_weights import checked_weights
+from hwa_jax.synchronization import average_if, distance, promote, shared, updates_to_mean
+from hwa_jax.synchronization import synchronize as synchronize
 
 OptimizerStatePolicy = Literal["local", "average", "reset"]
 
 _POLICIES = ("local", "average", "reset")
 
 
-class OnlineAverageState(NamedTuple):
-    """State of `online_average`.
-
-    Attributes:
-        count: int32 scalar, completed steps; under vmap it may carry the replica axis, and all
-            replicas hold the same value.
-    """
-
-    count: jax.Array
-
-
-class WithOnlineAverageState(NamedTuple):
-    """State of `with_online_average`.
-
-    Attributes:
-        count: int32 scalar, completed steps; may carry the replica axis, equal on all replicas.
-        distance: float32 scalar, ‖(p_k + u_k) - W̄‖ at the last average, just before the weights became
-            W̄; this replica's, whose root mean square over replicas is their spread. It costs no communication.
-            For stacked trees it is that root mean square, a second small all-reduce where they are sharded.
-        inner_state: state of the inner optimizer, with or without the replica axis as its own.
-    """
-
-    count: jax.Array
-    distance: jax.Array
-    inner_state: optax.OptState
-
-
 def online_average(
-    every: int, axis_name: AxisName, *, start_step: int = 0
-) -> optax.GradientTransformation:
+    every: int,
+    axis_name: AxisName,
+    *,
+    start_step: int = 0,
+    sync_dtype: Any = None,
+    outer_optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
     """Averages the weights of all replicas after every H-th step.
 
     Put it last in a chain: it sees the final update u and replaces it, where an average is due, by
@@ -96,17 +76,33 @@ def online_average(
             shard_map this is the way: under vmap the step counter would be sharded too, and every
             step would fetch it.
         start_step: steps at the start during which replicas are averaged after every step.
+        sync_dtype: None, or jnp.bfloat16: what is communicated is each replica's movement since the last average,
+            rounded to bf16, and added to the last outer weights in float32. Half the bytes for one more copy of
+            the weights (float32) in the state. The error is a few 2^-9 of the movement. XLA:CPU has no bf16
+            all-reduce and widens it again, after the same rounding.
+        outer_optimizer: None, or any optax optimizer: it takes the last outer weights minus the mean of the
+            replicas as a gradient, and its step leads to the next outer weights. optax.sgd(0.7, momentum=0.9,
+            nesterov=True) is DiLoCo; optax.sgd(1.0) is the plain average, to the last bit where no weight has more
+            than doubled or halved since the last average, elsewhere to two units in the last place of the larger
+            value. It acts at every average, also with one replica (where optax.sgd(α) is Lookahead), and keeps one
+            copy of the weights besides its own state.
 
     Returns:
-        A `optax.GradientTransformation` whose `update` needs `params`.
+        A `optax.GradientTransformationExtraArgs` whose `update` needs `params` and takes `weights`: how much this
+        replica counts in the average (with `axis_name=None` one number for each), the samples it has seen, say.
+        Equal weights give the plain average to the last bit; a replica of weight 0 may hold NaN without harming
+        the others. Inside jit weights that are all zero count as equal, and a negative one gives NaN; outside, both raise.
+        With `sync_dtype` or `outer_optimizer` replicas must start from equal weights, which `init` takes as the
+        first outer weights: `synchronize` them before, where they may differ.
 
     Raises:
-        ValueError: `every` < 1, `start_step` < 0, `axis_name` of another type; at update, `params`
-            missing, an axis that is not bound (the message says which are), or stacked leaves that
-            disagree about K.
+        ValueError: `every` < 1, `start_step` < 0, `axis_name`, `sync_dtype` or `outer_optimizer` of another type; at
+            update, `params` missing, weights that are no weights, an axis that is not bound (the message says which
+            are), or stacked leaves that disagree about K.
 
     References:
         Gu et al., Hierarchical Weight Averaging for Deep Neural Networks, 2023, arXiv 2304.11519.
+        Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models, 2023, arXiv 2311.08105.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -123,22 +119,29 @@ def online_average(
         [-4. -4.]
     """
     axis_name = _validate("online_average", every, axis_name, start_step)
+    rule = OuterStep.of("online_average", outer_optimizer, sync_dtype)
 
     def init(params):
-        del params
-        return OnlineAverageState(count=jnp.zeros([], jnp.int32))
+        count = jnp.zeros([], jnp.int32)
+        return OnlineAverageOuterState(count, rule.init(params)) if rule.keeps_weights else OnlineAverageState(count)
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, *, weights=None, **extra_args):
+        del extra_args
         _require_params("online_average", params)
-        count = optax.safe_increment(state.count)
-        updates = _average_if(
-            is_synchronization_step(_shared(count), every, start_step),
-            lambda updates: _update_to_mean(updates, params, (), axis_name)[0],
-            _promote(updates, params),
-        )
-        return updates, OnlineAverageState(count=count)
+        weights = checked_weights("online_average", weights, axis_name)
 
-    return optax.GradientTransformation(init, update)
+        def synchronized(kept):
+            updates, _, _, outer = updates_to_mean(
+                kept[0], params, (), kept[1], rule=rule, axis_name=axis_name, weights=weights
+            )
+            return updates, outer
+
+        count = optax.safe_increment(state.count)
+        due = is_synchronization_step(shared(count), every, start_step)
+        updates, outer = average_if(due, synchronized, (promote(updates, params), getattr(state, "outer", None)))
+        return updates, _next_state(state, outer, count=count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def with_online_average(
@@ -148,6 +151,8 @@ def with_online_average(
     *,
     optimizer_state: OptimizerStatePolicy = "local",
     start_step: int = 0,
+    sync_dtype: Any = None,
+    outer_optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer: `online_average`, and a policy for the optimizer's state at an average.
 
@@ -161,10 +166,12 @@ def with_online_average(
             run is: counts of schedules, injected hyperparameters, keys of gradient noise, gradients
             that `optax.MultiSteps` has yet to apply. Adam's own count starts again with its moments,
             since zero moments under an old count make steps of several times the rate.
-        start_step: as in `online_average`.
+        start_step, sync_dtype, outer_optimizer: as in `online_average`. The inner optimizer's state is communicated
+            in its own dtype.
 
     Returns:
-        A `optax.GradientTransformationExtraArgs`; extra arguments go to `inner`.
+        A `optax.GradientTransformationExtraArgs`; extra arguments go to `inner`, except for `weights`, as in
+        `online_average`, by which the state is averaged too.
 
     Raises:
         ValueError: as `online_average`, or a policy of another name.
@@ -182,32 +189,37 @@ def with_online_average(
             f"with_online_average: optimizer_state={optimizer_state!r} must be one of {', '.join(_POLICIES)}"
         )
     inner = optax.with_extra_args_support(inner)
+    rule = OuterStep.of("with_online_average", outer_optimizer, sync_dtype)
 
     def init(params):
-        return WithOnlineAverageState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32), inner.init(params))
+        state = WithOnlineAverageState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32), inner.init(params))
+        return WithOnlineAverageOuterState(*state, rule.init(params)) if rule.keeps_weights else state
 
-    def synchronized(local_updates, inner_state, params):
-        if count_replicas(params, axis_name) == 1:
-            return local_updates, jnp.zeros([], jnp.float32), inner_state
+    def synchronized(kept, params, weights):
+        local_updates, _, inner_state, outer = kept
+        if count_replicas(params, axis_name) == 1 and outer_optimizer is None:
+            return local_updates, jnp.zeros([], jnp.float32), inner_state, outer
         averaged = inner_state if optimizer_state == "average" else ()
-        updates, averaged = _update_to_mean(local_updates, params, averaged, axis_name)
-        distance = _distance(local_updates, updates, axis_name)
+        updates, to_mean, averaged, outer = updates_to_mean(
+            local_updates, params, averaged, outer, rule=rule, axis_name=axis_name, weights=weights
+        )
         if optimizer_state == "average":
             inner_state = averaged
         elif optimizer_state == "reset":
             inner_state = reset_state(inner_state, inner.init(optax.apply_updates(params, updates)))
-        return updates, distance, inner_state
+        return updates, distance(local_updates, to_mean, axis_name), inner_state, outer
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, *, weights=None, **extra_args):
         _require_params("with_online_average", params)
+        weights = checked_weights("with_online_average", weights, axis_name)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         count = optax.safe_increment(state.count)
-        updates, distance, inner_state = _average_if(
-            is_synchronization_step(_shared(count), every, start_step),
-            lambda kept: synchronized(kept[0], kept[2], params),
-            (_promote(updates, params), state.distance, inner_state),
+        updates, moved, inner_state, outer = average_if(
+            is_synchronization_step(shared(count), every, start_step),
+            lambda kept: synchronized(kept, params, weights),
+            (promote(updates, params), state.distance, inner_state, getattr(state, "outer", None)),
         )
-        return updates, WithOnlineAverageState(count, distance, inner_state)
+        return updates, _next_state(state, outer, count=count, distance=moved, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -222,105 +234,16 @@ def is_synchronization_step(step: Any, every: int, start_step: int = 0) -> Any:
     return (step <= start_step) | ((step - start_step) % every == 0)
 
 
-def synchronize(tree: Any, axis_name: AxisName) -> Any:
-    """The mean over all replicas, bit-identical on each of them.
-
-    For what must agree to the last bit: the start of training, a resume with another K, recovery
-    from a fault, the end. It works on the weights, not on an update.
-
-    Args:
-        tree: a pytree, one replica's under a named axis, or stacked (`axis_name=None`).
-        axis_name: as in `online_average`.
-
-    Returns:
-        A tree of the same structure, shapes and dtypes; bf16 and fp16 are averaged in float32.
-        Integer and PRNG-key leaves are returned as they came.
-
-    Raises:
-        ValueError: an axis that is not bound, or stacked leaves that disagree about K.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> print(jax.vmap(lambda w: synchronize(w, "particle"), axis_name="particle")(jnp.array([1.0, 2.0])))
-        [1.5 1.5]
-    """
-    return mean_over_replicas(tree, normalize_axis_name("synchronize", axis_name))
-
-
-@custom_vmap
-def _shared(count):
-    """Identity on a counter that all replicas share.
-
-    vmap would batch the counter, turn `lax.cond` into a select and run the all-reduce on every step.
-    The rule below takes the first member's value and declares it unbatched, so the conditional stays.
-    """
-    return count
-
-
-@_shared.def_vmap
-def _shared_batched(axis_size, in_batched, count):
-    del axis_size
-    # The result goes through the identity again, for a vmap around this one.
-    return _shared(count[0] if in_batched[0] else count), False
-
-
-def _average_if(due, average, kept):
-    """`average(kept)` where an average is due, else `kept`; only there anything is communicated."""
-    # Under shard_map(check_vma=True) both branches have to vary over the same mesh axes.
-    kept = jax.tree.map(vary_like, kept, jax.eval_shape(average, kept))
-    return lax.cond(due, lambda kept: jax.tree.map(vary_like, average(kept), kept), lambda kept: kept, kept)
-
-
-def _promote(updates, params):
-    # A bf16 update of float32 weights could not lead all replicas to one float32 mean.
-    def promote(u, p):
-        return jnp.asarray(u, jnp.promote_types(jnp.result_type(u), jnp.result_type(p))) if _moves(u, p) else u
-
-    return jax.tree.map(promote, updates, params, is_leaf=_is_none)
-
-
-def _update_to_mean(updates, params, state, axis_name):
-    """Updates that lead every replica to the mean of (params + updates), and the mean of `state`.
-
-    One call for both trees, so that one all-reduce carries them.
-    """
-    averaged = jax.tree.map(
-        lambda u, p: (p + u).astype(jnp.result_type(p)) if _moves(u, p) else None, updates, params, is_leaf=_is_none
-    )
-    num_replicas = count_replicas(averaged, axis_name)
-    if num_replicas == 1:
-        return updates, state
-    upcast = jax.tree.map(lambda leaf: leaf.astype(accumulator(leaf)), averaged)
-    means, state = mean_over_replicas((upcast, state), axis_name, num_replicas)
-    updates = jax.tree.map(
-        lambda u, p, mean: u if mean is None else (mean - p).astype(u.dtype),
-        updates, params, means, is_leaf=_is_none,
-    )
-    return updates, state
-
-
-def _moves(u, p):
-    return u is not None and is_averaged(p)
-
-
-def _is_none(leaf):
-    return leaf is None
-
-
-def _distance(local_updates, updates, axis_name):
-    leaves = zip(jax.tree.leaves(local_updates), jax.tree.leaves(updates))
-    moves = [(u - v).astype(accumulator(u)) for u, v in leaves if is_averaged(u)]
-    squares = [jnp.sum(jnp.abs(move) ** 2) for move in moves]
-    num_stacked = count_replicas(moves, None) if axis_name is None else 1
-    return jnp.sqrt(sum(squares, jnp.float32(0)) / num_stacked).astype(jnp.float32)
-
-
 def _validate(function, every, axis_name, start_step):
     if not _is_int(every) or every < 1:
         raise ValueError(f"{function}: every={every!r} must be a whole number of steps, at least 1")
     if not _is_int(start_step) or start_step < 0:
         raise ValueError(f"{function}: start_step={start_step!r} must be a whole number of steps, at least 0")
     return normalize_axis_name(function, axis_name)
+
+
+def _next_state(state, outer, **fields):
+    return state._replace(**fields) if outer is None else state._replace(**fields, outer=outer)
 
 
 def _is_int(value):

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from hwa_jax.paths import leaf_name
+from hwa_jax.replica_mean import weighted
+from hwa_jax.replica_weights import checked_weights, weight_factors
 
 
 def replicate(tree: Any, n: int) -> Any:
@@ -87,13 +89,17 @@ def count(stacked: Any) -> int:
     return first[0]
 
 
-def mean(stacked: Any) -> Any:
+def mean(stacked: Any, weights: Any = None) -> Any:
     """The mean over particles: W̄ = (1/N) Σ_n W^n; leaves [N, ...] become [...], dtypes kept.
 
     bf16 and fp16 leaves are summed in float32.
 
+    Args:
+        stacked: leaves [N, ...].
+        weights: N numbers, how much each particle counts; None: all the same. Equal ones give the same bits.
+
     Raises:
-        ValueError: leaves that disagree about N.
+        ValueError: leaves that disagree about N, or weights that are no N weights.
         TypeError: a leaf that is not floating (the mean of integers or PRNG keys means nothing).
 
     Example:
@@ -101,13 +107,14 @@ def mean(stacked: Any) -> Any:
         >>> print(mean({"w": jnp.array([[0.0, 1.0], [2.0, 3.0]])})["w"])
         [1. 2.]
     """
-    count(stacked)
+    factors = weight_factors(checked_weights("particles.mean", weights, None), None, count(stacked))
 
     def leaf_mean(path, leaf):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(f"particles.mean: leaf {leaf_name(path)} has dtype {dtype}; only floating leaves have a mean")
-        return jnp.mean(leaf, axis=0, dtype=jnp.promote_types(dtype, jnp.float32)).astype(dtype)
+        wide = leaf.astype(jnp.promote_types(dtype, jnp.float32))
+        return jnp.mean(wide if factors is None else weighted(factors, wide), axis=0).astype(dtype)
 
     return jax.tree_util.tree_map_with_path(leaf_mean, stacked)
 

@@ -10,7 +10,9 @@ from jax import lax
 AxisName = str | Sequence[str] | None
 
 
-def mean_over_replicas(tree: Any, axis_name: AxisName, num_replicas: int | None = None) -> Any:
+def mean_over_replicas(
+    tree: Any, axis_name: AxisName, num_replicas: int | None = None, *, factors: Any = None, dtype: Any = None
+) -> Any:
     """The mean of every floating leaf over all replicas, the same on each of them.
 
     Args:
@@ -18,6 +20,9 @@ def mean_over_replicas(tree: Any, axis_name: AxisName, num_replicas: int | None 
         axis_name: a bound axis, a tuple of bound axes, or None.
         num_replicas: K, for stacked trees. A floating leaf that is not stacked (an injected learning
             rate) has nothing to average; without K every floating leaf has to be stacked.
+        factors: what every replica's leaves are multiplied with first, as `replica_weights.weight_factors` returns it.
+        dtype: in which real leaves are communicated and summed over devices; None: their own, at least
+            float32. Each is rounded to it, and the sum is divided by K in the leaf's own.
 
     Returns:
         A tree of the same structure, shapes and dtypes; bf16 and fp16 are summed in float32. Other
@@ -39,7 +44,9 @@ def mean_over_replicas(tree: Any, axis_name: AxisName, num_replicas: int | None 
         if is_averaged(leaf) and (axis_name is not None or jnp.shape(leaf)[:1] == (num_replicas,))
     ]
     if chosen:
-        means = _collective_mean([jnp.asarray(leaves[i], accumulator(leaves[i])) for i in chosen], axis_name)
+        wide = [jnp.asarray(leaves[i], accumulator(leaves[i])) for i in chosen]
+        wide = wide if factors is None else [weighted(factors, leaf) for leaf in wide]
+        means = _collective_mean(wide, axis_name) if dtype is None else _narrow_mean(wide, axis_name, dtype)
         for i, mean in zip(chosen, means):
             leaves[i] = mean.astype(jnp.result_type(leaves[i]))
     return jax.tree.unflatten(treedef, leaves)
@@ -107,6 +114,20 @@ def accumulator(leaf: Any) -> Any:
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
 
 
+def weighted(factors: Any, leaf: Any) -> Any:
+    """One replica's leaf times its factor, or stacked leaves times one each; exactly zero where the factor is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(weighted(jnp.array([0.0, 2.0]), jnp.array([jnp.nan, 3.0])))
+        [0. 6.]
+    """
+    factors = factors.astype(jnp.finfo(leaf.dtype).dtype)
+    factors = factors.reshape(factors.shape + (1,) * (leaf.ndim - factors.ndim))
+    # A replica that counts nothing may hold NaN.
+    return jnp.where(factors == 0, 0, factors * leaf)
+
+
 def vary_like(value: Any, other: Any) -> Any:
     """`value`, typed to vary over every mesh axis that `other` varies over.
 
@@ -129,9 +150,14 @@ def _varying_axes(value):
 def _collective_mean(leaves, axis_name):
     if axis_name is None:
         return [jnp.broadcast_to(jnp.mean(leaf, axis=0, keepdims=True), leaf.shape) for leaf in leaves]
+    means = _collective(lax.pmean, leaves, axis_name)
+    return [vary_like(mean, leaf) for mean, leaf in zip(means, leaves)]
+
+
+def _collective(operation, leaves, axis_name):
     _require_bound(axis_name)
     try:
-        means = lax.pmean(leaves, axis_name)
+        return operation(leaves, axis_name)
     except (AssertionError, ValueError) as error:
         # JAX fails an assertion without words where only the vmap axis is named.
         if isinstance(error, ValueError) and "varying" not in str(error):
@@ -140,7 +166,22 @@ def _collective_mean(leaves, axis_name):
             f"averaging over axis_name={axis_name!r}: a vmap axis inside jax.shard_map needs "
             "jax.shard_map(..., check_vma=False)"
         ) from error
-    return [vary_like(mean, leaf) for mean, leaf in zip(means, leaves)]
+
+
+def _narrow_mean(leaves, axis_name, dtype):
+    """The mean of real leaves, summed over devices in a narrower dtype."""
+    info, num_replicas = jnp.finfo(dtype), count_replicas(leaves, axis_name)
+    # XLA may leave out a rounding to and fro, but not reduce_precision.
+    narrow = [
+        leaf if jnp.iscomplexobj(leaf) else lax.reduce_precision(leaf, info.nexp, info.nmant).astype(dtype) for leaf in leaves
+    ]
+    if axis_name is None:
+        # jnp.sum would widen before the devices' sums meet.
+        sums = [lax.expand_dims(lax.reduce(leaf, leaf.dtype.type(0), lax.add, (0,)), (0,)) for leaf in narrow]
+    else:
+        sums = _collective(lax.psum, narrow, axis_name)
+    means = [total.astype(leaf.dtype) / num_replicas for total, leaf in zip(sums, leaves)]
+    return [vary_like(jnp.broadcast_to(mean, leaf.shape), leaf) for mean, leaf in zip(means, leaves)]
 
 
 def _require_bound(axis_name):

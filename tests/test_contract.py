@@ -53,6 +53,9 @@ SUBJECTS = {
     "with local": _wrapped("local"),
     "with average": _wrapped("average"),
     "with reset": _wrapped("reset"),
+    "with outer": _transform(lambda axis: hwa_jax.with_online_average(
+        optax.adam(0.1), 3, axis, sync_dtype=jnp.bfloat16, outer_optimizer=optax.sgd(0.7, momentum=0.9, nesterov=True)
+    )),
     "uniform": _average(hwa_jax.uniform_average),
     "exponential": _average(lambda: hwa_jax.exponential_average(0.9)),
     "window": _average(lambda: hwa_jax.sliding_window(4)),

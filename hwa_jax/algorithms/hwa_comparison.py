@@ -38,7 +38,9 @@ from hwa_jax.training.setup import prepare
 from hwa_jax.training.weights import recalibrated
 from hwa_jax.training.workdir import Workdir, read_json
 
-_VARIABLE = {"num_replicas", "sync_period", "push_every", "window_size"}
+# Rows of a report tell these apart, for the online average as for HWA.
+_TOLD_APART = {"num_replicas", "sync_period", "sync_dtype", "outer_optimizer", "replica_weights"}
+_VARIABLE = {*_TOLD_APART, "push_every", "window_size"}
 
 # Fields that only add or remove trainings, so that finished ones stay valid.
 MAY_CHANGE = ("title", "description", "seeds", "schedules", "trajectories", "train_sizes")
@@ -138,7 +140,8 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
                 atomic.write_json(path, _train(config, trajectory, workdir.path / "scratch"))
                 # Only now: what a kill leaves is either the training or its figures.
                 shutil.rmtree(workdir.path / "scratch", ignore_errors=True)
-            cells.extend(read_json(path))
+            # Cells of an earlier version do not say how they averaged: there was one way.
+            cells.extend({"averaging": None, **cell} for cell in read_json(path))
         return cells
 
 
@@ -151,9 +154,8 @@ def _validate(config):
     if config.studied.optimizer not in config.optimizers or config.studied.schedule not in config.schedules:
         raise UserError(f"studied={config.studied.to_dict()}: must be one of optimizers and one of schedules")
     for name, fields in config.variants.items():
-        # Rows of a report tell K, H and I apart, and the online average knows only K and H.
-        if not {"num_replicas", "sync_period"} & set(fields) or set(fields) - _VARIABLE:
-            raise UserError(f"variants.{name}={dict(fields)}: must change num_replicas or sync_period, and may change push_every and window_size")
+        if not _TOLD_APART & set(fields) or set(fields) - _VARIABLE:
+            raise UserError(f"variants.{name}={dict(fields)}: must change one of {', '.join(sorted(_TOLD_APART))}, and may change push_every and window_size")
 
 
 def trajectories(config: ConfigDict, chosen: dict[str, dict[str, dict[str, float]]]) -> Iterator[Trajectory]:
@@ -266,9 +268,23 @@ def _cell(setup, trajectory, results, method, figures):
         "comparison": trajectory.comparison, "seed": config.seed, "num_train": setup.dataset.train.num_examples,
         "num_replicas": config.hwa.num_replicas,
         "sync_period": setup.periods.sync if averaged else None,
+        "averaging": _averaging(config.hwa) if method in ("hwa", "online") else None,
         "window_size": config.hwa.window_size if method in ("hwa", "offline_window") else None,
         "epochs_per_replica": epochs, "compute_epochs": epochs * config.hwa.num_replicas * trajectory.gradients,
         "bytes_communicated": results["bytes_communicated"], "synchronizations": results["synchronizations"],
         "seconds": results["seconds"]["training"], "environment": environment(),
         "learning_rate": config.optimizer.learning_rate, "weight_decay": config.optimizer.weight_decay, **figures,
     }
+
+
+def _averaging(fields):
+    """What is special about the online average, for the report; None if nothing."""
+    outer, special = fields.outer_optimizer, []
+    if fields.sync_dtype:
+        special.append(fields.sync_dtype)
+    if outer.name:
+        momentum = f" {'Nesterov' if outer.nesterov else 'momentum'} {outer.momentum:g}" if outer.name == "sgd" and outer.momentum else ""
+        special.append(f"outer {outer.name} {outer.learning_rate:g}{momentum}")
+    if fields.replica_weights:
+        special.append("weights " + ":".join(f"{weight:g}" for weight in fields.replica_weights))
+    return ", ".join(special) or None

@@ -154,7 +154,7 @@ def _label(method, settings, groups):
         if other == method:
             by_comparison.setdefault(comparison, []).append(theirs)
     varying = [
-        f"{symbol}={value:g}" if isinstance(value, float) else f"{symbol}={value}"
+        f"{symbol}={value:g}" if isinstance(value, float) else f"{symbol}={value or 'plain'}"
         for i, (symbol, value) in enumerate(settings)
         if any(len({theirs[i] for theirs in rows}) > 1 for rows in by_comparison.values())
     ]
@@ -164,7 +164,7 @@ def _label(method, settings, groups):
 
 def _setting_values(group):
     (_, _, settings), _ = group
-    return [value or 0 for _, value in settings]
+    return [(value is not None, value) for _, value in settings]
 
 
 def _position(row):

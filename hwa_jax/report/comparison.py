@@ -68,7 +68,8 @@ def write_comparison(
         cells: one mapping per training, with the fields method (plain, ema, online,
             offline_window, offline_uniform, lookahead, sam, hwa, or another name), optimizer,
             schedule, comparison ("equal_steps", "equal_compute", or "both"), seed, num_train,
-            num_replicas, sync_period (steps), window_size (pushes), epochs_per_replica,
+            num_replicas, sync_period (steps), window_size (pushes), averaging (what is special about the
+            online average: "bfloat16", "outer sgd 0.7 Nesterov 0.9", or None), epochs_per_replica,
             compute_epochs (passes over the data summed over replicas; SAM's count double),
             bytes_communicated, synchronizations, seconds (training time alone), curve (list of
             {step, epoch, accuracy, nll} on the validation split, ascending), and train,

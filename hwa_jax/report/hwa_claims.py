@@ -35,7 +35,8 @@ class _Cells:
     """Cells by what they are."""
 
     def __init__(self, cells, main):
-        self._cells = cells
+        # The claims are about the plain average, or whatever the main cells have.
+        self._cells = [c for c in cells if c["method"] not in ("hwa", "online") or c["averaging"] == main["averaging"]]
         self.num_replicas, self.sync_period, self.num_train = main["num_replicas"], main["sync_period"], main["num_train"]
         kinds = {(cell["optimizer"], cell["schedule"]): None for cell in cells}
         self.kinds = [kind for kind in kinds if self.get("hwa", *kind)]

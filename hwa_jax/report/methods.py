@@ -22,6 +22,7 @@ SETTINGS = {
     "num_replicas": "K",
     "sync_period": "H",
     "window_size": "I",
+    "averaging": "averaging",
 }
 
 METHODS = {
@@ -36,7 +37,7 @@ METHODS = {
         "online average",
         "K replicas train on batch orders of their own; every H steps all of them continue from "
         "the mean of their weights (local SGD). Evaluated at that mean.",
-        ("num_replicas", "sync_period"),
+        ("num_replicas", "sync_period", "averaging"),
     ),
     "offline_window": Method(
         "offline window average",
@@ -62,7 +63,7 @@ METHODS = {
         "HWA",
         "hierarchical weight averaging: the online average, evaluated at the mean of its last I "
         "synchronized weights.",
-        ("num_replicas", "sync_period", "window_size"),
+        ("num_replicas", "sync_period", "window_size", "averaging"),
     ),
 }
 

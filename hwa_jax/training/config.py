@@ -37,6 +37,10 @@ def default_config() -> ConfigDict:
         "offline_start": "0 steps",  # no outer weights are pushed before
         "keep_pushes": 0,  # how many members stay on disk for re-sweeps; 0: what resuming needs
         "data_mode": "shared", "optimizer_state": "local",
+        "sync_dtype": "",  # "bfloat16": weights are synchronized by their movements, in half the bytes
+        "replica_weights": (),  # how much each replica counts in averages, K numbers; (): all the same
+        # Acts on the averaged movement; "": none. With sgd, 0.7, 0.9 and Nesterov it is DiLoCo.
+        "outer_optimizer": ConfigDict({"name": "", "learning_rate": 0.7, "momentum": 0.9, "nesterov": True, "options": ConfigDict()}),
         "recalibration_examples": 2000,
     })
     config.evaluation.every = "1 epoch"
@@ -146,6 +150,8 @@ def validate(config: ConfigDict, begin: Callable[[], ConfigDict] = default_confi
             raise UserError(f"{field}={_get(config, field)!r}: must be above 0 and below 1")
     for field in _fields(_DURATIONS, known):
         Duration.parse(_get(config, field), field)
+    if "hwa.replica_weights" in known:
+        _validate_replica_weights(config.hwa)
 
 
 def differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, Any, Any]]:
@@ -167,23 +173,30 @@ _LEAST = {
     "training.batch_size": 1, "training.steps_per_call": 0, "evaluation.batch_size": 1, "evaluation.train_examples": 1,
     "checkpoint.keep": 1, "data.num_train": 0, "data.image_size": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
     "optimizer.learning_rate": 0.0, "optimizer.sam_radius": 0.0, "optimizer.lookahead_rate": 0.0, "schedule.factor": 0.0,
-    "schedule.final_fraction": 0.0, "swamp.swa_learning_rate": 0.0, "swamp.recalibration_examples": 1,
+    "schedule.final_fraction": 0.0, "hwa.outer_optimizer.learning_rate": 0.0, "swamp.swa_learning_rate": 0.0, "swamp.recalibration_examples": 1,
 }
 _CHOICES = {
     "data.source": SOURCES,
     "model.norm": ("", "batch", "group", "none"), "model.dtype": ("float32", "bfloat16"),
-    "hwa.data_mode": DATA_MODES, "hwa.optimizer_state": ("local", "average", "reset"),
+    "hwa.data_mode": DATA_MODES, "hwa.sync_dtype": ("", "bfloat16"), "hwa.optimizer_state": ("local", "average", "reset"),
     "swamp.pruner": PRUNERS, "swamp.averaging": ("always", "when_safe"), "swamp.rewind": ("ticket", "previous"),
 }
 _FRACTIONS = (
     "data.validation_fraction", "data.label_noise", "training.label_smoothing", "training.ema_decay", "optimizer.momentum",
-    "swamp.gate_fraction",
+    "swamp.gate_fraction", "hwa.outer_optimizer.momentum",
 )
 _POSITIVE_FRACTIONS = ("swamp.fraction", "swamp.target_sparsity")
 _DURATIONS = (
     "training.duration", "hwa.sync_period", "hwa.sync_start", "hwa.offline_start", "evaluation.every", "checkpoint.every",
     "logging.every", "schedule.warmup", "swamp.ticket_duration", "swamp.swa_start", "swamp.swa_period",
 )
+
+
+def _validate_replica_weights(hwa):
+    weights = tuple(hwa.replica_weights)
+    # A comparison with NaN is false.
+    if weights and not (len(weights) == hwa.num_replicas and all(0 <= w < math.inf for w in weights) and any(weights)):
+        raise UserError(f"hwa.replica_weights={weights}: give hwa.num_replicas={hwa.num_replicas} numbers, at least 0 and not all 0, or none")
 
 
 def _completed(stored):

@@ -2,13 +2,18 @@
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 from optax import contrib
 
 from hwa_jax.errors import UserError
 from hwa_jax.paths import matching
+from hwa_jax.replica_mean import AxisName
 from hwa_jax.training.duration import Duration
 
 SCHEDULES = ("constant", "cosine", "step")
@@ -69,7 +74,7 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
     Raises:
         UserError: an unknown name or argument.
     """
-    optimizer = _base_optimizer(config, schedule)
+    optimizer = _base_optimizer(config, schedule, "optimizer")
     if config.wrapper == "lookahead":
         optimizer = lookahead(optimizer, config.lookahead_period, config.lookahead_rate)
     elif config.wrapper == "sam":
@@ -78,6 +83,47 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
     elif config.wrapper != "none":
         raise UserError(f"optimizer.wrapper={config.wrapper!r}: give one of {', '.join(WRAPPERS)}")
     return optax.with_extra_args_support(optimizer)
+
+
+def make_outer_optimizer(config: Any) -> optax.GradientTransformation | None:
+    """The optimizer of the averaged movement, at a constant rate, or None.
+
+    Args:
+        config: `config.hwa.outer_optimizer`: name ("" for none), learning_rate, momentum, nesterov and options as those of
+            `make_optimizer`. It decays no weights.
+
+    Raises:
+        UserError: an unknown name or argument.
+
+    Example:
+        >>> from hwa_jax.training.config import default_config
+        >>> print(make_outer_optimizer(default_config().hwa.outer_optimizer))
+        None
+    """
+    if not config.name:
+        return None
+    complete = ConfigDict({**config, "weight_decay": 0.0, "decoupled": False, "decay_pattern": ""})
+    return _base_optimizer(complete, config.learning_rate, "hwa.outer_optimizer")
+
+
+def with_replica_weights(
+    optimizer: optax.GradientTransformationExtraArgs, weights: Sequence[float], axis_name: AxisName
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer with an online average whose replicas count as these weights say.
+
+    Args:
+        optimizer: as `hwa_jax.with_online_average` returns it.
+        weights: one number per replica, in the order of `jax.lax.axis_index(axis_name)`; none at all: all the same.
+        axis_name: over which the replicas lie.
+    """
+    if not weights:
+        return optimizer
+
+    def update(updates, state, params=None, **extra_args):
+        weight = jnp.asarray(weights, jnp.float32)[jax.lax.axis_index(axis_name)]
+        return optimizer.update(updates, state, params, weights=weight, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 class LookaheadState(NamedTuple):
@@ -123,9 +169,9 @@ def lookahead(inner: optax.GradientTransformation, sync_period: int, slow_step_s
     return optax.GradientTransformation(init, update)
 
 
-def _base_optimizer(config, schedule):
+def _base_optimizer(config, schedule, field):
     def mask(params):
-        return matching(config.decay_pattern, params, "optimizer.decay_pattern")
+        return matching(config.decay_pattern, params, f"{field}.decay_pattern")
 
     if config.name == "sgd":
         decay = optax.add_decayed_weights(config.weight_decay, mask=mask) if config.weight_decay else optax.identity()
@@ -136,7 +182,7 @@ def _base_optimizer(config, schedule):
     if not callable(factory):
         close = difflib.get_close_matches(config.name, [*dir(optax), *dir(contrib)], 3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise UserError(f"optimizer.name={config.name!r}: optax has no optimizer of this name{hint}")
+        raise UserError(f"{field}.name={config.name!r}: optax has no optimizer of this name{hint}")
     # Passed even when zero: optax's own default decays every leaf.
     accepted = inspect.signature(factory).parameters
     decay = {"weight_decay": config.weight_decay, "mask": mask}
@@ -144,7 +190,7 @@ def _base_optimizer(config, schedule):
     try:
         optimizer = factory(schedule, **options)
     except TypeError as error:
-        raise UserError(f"optimizer.name={config.name!r} does not take these arguments: {error}; see optimizer.options") from error
+        raise UserError(f"{field}.name={config.name!r} does not take these arguments: {error}; see {field}.options") from error
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise UserError(f"optimizer.name={config.name!r}: is no optimizer of optax; give one, adamw for example")
+        raise UserError(f"{field}.name={config.name!r}: is no optimizer of optax; give one, adamw for example")
     return optimizer

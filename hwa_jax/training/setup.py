@@ -22,7 +22,7 @@ from hwa_jax.storage.safetensors import load_weights
 from hwa_jax.training.config import validate
 from hwa_jax.training.evaluation import Evaluator
 from hwa_jax.training.functional import FunctionalModel, as_pairs, from_nnx, from_pairs
-from hwa_jax.training.optimizers import make_optimizer, make_schedule
+from hwa_jax.training.optimizers import make_optimizer, make_outer_optimizer, make_schedule, with_replica_weights
 from hwa_jax.training.periods import Periods
 from hwa_jax.training.step import PARTICLES, STATE_AXES, Progress, TrainState, make_step
 
@@ -154,8 +154,14 @@ class Setup:
 
     @functools.cached_property
     def mean_over_replicas(self):
-        """Stacked tree -> its mean, whole on every device; jitted."""
-        return jax.jit(particles.mean, out_shardings=self.replicated)
+        """Stacked tree -> its mean, weighted as the replicas are, whole on every device; jitted."""
+        mean = functools.partial(particles.mean, weights=self.replica_weights)
+        return jax.jit(mean, out_shardings=self.replicated)
+
+    @property
+    def replica_weights(self) -> tuple[float, ...] | None:
+        """How much each replica counts; None: all the same."""
+        return self.config.hwa.replica_weights or None if "hwa" in self.config else None
 
     def recalibrate(self, params: Any, batch_stats: Any, *, stacked: bool = False) -> tuple[Any, RecalibrationReport | None]:
         """BatchNorm statistics of these weights on training images; what came in, without BatchNorm.
@@ -203,7 +209,9 @@ def prepare(config: ConfigDict) -> Setup:
     optimizer = with_online_average(
         make_optimizer(config.optimizer, schedule), periods.sync, PARTICLES,
         optimizer_state=hwa.optimizer_state, start_step=periods.sync_start,
+        sync_dtype=hwa.sync_dtype or None, outer_optimizer=make_outer_optimizer(hwa.outer_optimizer),
     )
+    optimizer = with_replica_weights(optimizer, hwa.replica_weights, PARTICLES)
     decay = config.training.ema_decay
     setup = Setup(
         **pieces(config, dataset, mesh), schedule=schedule, periods=periods, optimizer=optimizer,
