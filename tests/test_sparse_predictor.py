@@ -51,9 +51,10 @@ def test_the_same_outputs_whichever_layers_are_sparse(metadata):
         np.testing.assert_array_equal(program(images), found)
 
 
-def test_a_network_of_sparse_layers_and_relu_runs_without_a_compiled_program(monkeypatch):
+@pytest.mark.parametrize(("batch_size", "in_numpy"), [(2, 4), (2100, 1)])
+def test_between_sparse_layers_small_arrays_are_numpys_and_large_ones_the_compilers(batch_size, in_numpy, monkeypatch):
     metadata = NETWORKS["mlp with BatchNorm"]
-    weights, images = pruned_weights(metadata, 0.9), images_of(metadata, 2)
+    weights, images = pruned_weights(metadata, 0.9), images_of(metadata, batch_size)
     expected = dense_logits(metadata, *weights[:2], images)
     network, pieces = SparseNetwork(metadata, *weights), []
 
@@ -63,8 +64,9 @@ def test_a_network_of_sparse_layers_and_relu_runs_without_a_compiled_program(mon
             super().__init__(equations, *rest)
 
     monkeypatch.setattr(program_pieces, "NumpyPiece", Spy)
-    program = network.program(2, list(network.matrices))
-    assert len(pieces) == 4 and len(program._steps) == 4 + 3
+    program = network.program(batch_size, list(network.matrices))
+    # Images to the first layer, between the three, and behind the last; only the logits of 2,100 images are small.
+    assert len(pieces) == in_numpy and len(program._steps) == 4 + 3
     np.testing.assert_allclose(program(images), expected, rtol=1e-5, atol=1e-5)
 
 

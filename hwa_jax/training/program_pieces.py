@@ -1,8 +1,8 @@
 """Networks as programs of SciPy products and, between them, compiled pieces.
 
 The network is traced once. Its jaxpr is cut at the products that sparse matrices take over; what lies between
-two of them is compiled, or runs in NumPy where it is elementwise arithmetic. What depends on weights alone is
-computed once.
+two of them is compiled, or runs in NumPy where it is elementwise arithmetic on small arrays. What depends on
+weights alone is computed once.
 """
 
 import functools
@@ -15,6 +15,9 @@ import numpy as np
 from jax.extend.core import Literal, Primitive, Var
 
 from hwa_jax.training.numpy_pieces import NumpyPiece, is_elementwise
+
+# Elements of an array from which calling a compiled piece costs less than NumPy's new memory for every operation.
+_SMALL = 2**17
 
 _product = Primitive("sparse_product")
 _product.def_abstract_eval(lambda columns, *, name, num_rows: columns.update(shape=(num_rows, columns.shape[1])))
@@ -133,7 +136,7 @@ def _run(equations, inputs, outputs, constants, matrices):
         matrix = matrices[equations[0].params["name"]]
         return lambda columns: [matrix @ np.asarray(columns)]
 
-    if is_elementwise(equations):
+    if is_elementwise(equations) and all(variable.aval.size < _SMALL for eqn in equations for variable in eqn.outvars):
         return NumpyPiece(equations, inputs, outputs, constants)
 
     @jax.jit
