@@ -90,8 +90,9 @@ def online_average(
     Returns:
         A `optax.GradientTransformationExtraArgs` whose `update` needs `params` and takes `weights`: how much this
         replica counts in the average (with `axis_name=None` one number for each), the samples it has seen, say.
-        Equal weights give the plain average to the last bit; a replica of weight 0 may hold NaN without harming
-        the others. Inside jit weights that are all zero count as equal, and a negative one gives NaN; outside, both raise.
+        Equal weights give the plain average, up to the order in which XLA sums; a replica of weight 0 may hold NaN
+        without harming the others. Inside jit weights that are all zero count as equal, and a negative one gives NaN;
+        outside, both raise.
         With `sync_dtype` or `outer_optimizer` replicas must start from equal weights, which `init` takes as the
         first outer weights: `synchronize` them before, where they may differ.
 

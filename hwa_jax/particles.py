@@ -97,7 +97,7 @@ def mean(stacked: Any, weights: Any = None) -> Any:
 
     Args:
         stacked: leaves [N, ...].
-        weights: N numbers, how much each particle counts; None: all the same. Equal ones give the same bits.
+        weights: N numbers, how much each particle counts; None: all the same, as equal ones are.
 
     Raises:
         ValueError: leaves that disagree about N, or weights that are no N weights.

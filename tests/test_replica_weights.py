@@ -56,10 +56,12 @@ def test_against_numpy(layout):
 
 @layouts
 @pytest.mark.parametrize("weight", [0.1, 1e-30, 12345])
-def test_equal_weights_are_the_plain_mean_to_the_last_bit(layout, weight):
+def test_equal_weights_are_the_plain_mean(layout, weight):
     values = np.random.default_rng(1).normal(size=(K, 500)).astype(np.float32)
     weighted = _synchronize(layout, values, np.full(K, weight, np.float32))
-    np.testing.assert_array_equal(weighted, _plain(layout, values))
+    # The factors are exactly 1, but XLA may sum over two vmapped axes in another order.
+    ulp = np.spacing(np.abs(values).max()) if layout == "two vmaps" else 0
+    np.testing.assert_allclose(weighted, _plain(layout, values), rtol=0, atol=ulp)
 
 
 def _plain(layout, values):

@@ -89,6 +89,7 @@ VARIANTS = {
 def test_a_comparison_studies_them_and_its_report_tells_them_apart():
     config = hwa_comparison.default_comparison()
     config.variants, config.seeds = VARIANTS, (0,)
+    config.base.training.ema_decay = 0.99
     hwa_comparison._validate(config)
     chosen = {f"{o}/{s}": dict.fromkeys(("plain", "offline", "hwa"), {"learning_rate": 0.1, "weight_decay": 0.0})
               for o in config.optimizers for s in config.schedules}
@@ -113,5 +114,6 @@ def test_plain_trajectories_of_a_base_with_an_outer_optimizer_are_plain():
 def test_a_variant_that_no_row_would_show_is_refused():
     config = hwa_comparison.default_comparison()
     config.variants = {"window": {"window_size": 3}}
+    config.base.training.ema_decay = 0.99
     with pytest.raises(UserError, match="variants.window=.*must change one of num_replicas, outer_optimizer"):
         hwa_comparison._validate(config)
