@@ -51,9 +51,10 @@ class Processes:
             self.all.append(subprocess.Popen(mine, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
 
     def ended(self):
-        """[(exit code, stdout, stderr)] of all, in their order."""
+        """[(exit code, stdout, stderr)] of all, in their order; without what Gloo writes to stdout."""
         said = [process.communicate(timeout=SECONDS) for process in self.all]
-        return [(process.returncode, *texts) for process, texts in zip(self.all, said)]
+        own = ["".join(line for line in stdout.splitlines(True) if not line.startswith("[Gloo]")) for stdout, _ in said]
+        return [(process.returncode, stdout, stderr) for process, stdout, (_, stderr) in zip(self.all, own, said)]
 
     def interrupt(self, number):
         """SIGTERM to one of them."""
