@@ -141,13 +141,16 @@ class Setup:
 
     def keys(self, part: int | None = None) -> tuple[jax.Array, jax.Array]:
         """The streams of batch order, and of augmentation and dropout; every part of a run has its own."""
+        return self._streams(part)
 
-        def streams():
+    @functools.cached_property
+    def _streams(self):
+        def streams(part):
             key = jax.random.key(self.config.seed)
             keys = [jax.random.fold_in(key, stream) for stream in (1, 2)]
             return tuple(keys if part is None else [jax.random.fold_in(key, part) for key in keys])
 
-        return jax.jit(streams, out_shardings=self.replicated)()
+        return jax.jit(streams, out_shardings=self.replicated)
 
     @property
     def replicated(self) -> NamedSharding:
