@@ -140,9 +140,13 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
                 atomic.write_json(path, _train(config, trajectory, workdir.path / "scratch"))
                 # Only now: what a kill leaves is either the training or its figures.
                 shutil.rmtree(workdir.path / "scratch", ignore_errors=True)
-            # Cells of an earlier version do not say how they averaged: there was one way.
-            cells.extend({"averaging": None, **cell} for cell in read_json(path))
+            cells += read_cells(path)
         return cells
+
+
+def read_cells(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The cells of one finished training, a file of `cells/`; those of an earlier version had one way of averaging."""
+    return [{"averaging": None, **cell} for cell in read_json(path)]
 
 
 def _validate(config):
