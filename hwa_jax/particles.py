@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from hwa_jax.paths import leaf_name
@@ -151,6 +152,26 @@ def device_mesh(devices: Sequence[jax.Device] | None = None, axis_name: str = "d
     """
     devices = list(jax.devices() if devices is None else devices)
     return jax.make_mesh((len(devices),), (axis_name,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def put(tree: Any, sharding: jax.sharding.Sharding | jax.Device | None) -> Any:
+    """`jax.device_put`, also onto devices of other processes, each of which gives the whole of equal arrays.
+
+    Onto those nothing is sent, and nothing is compared.
+
+    Example:
+        >>> from jax.sharding import NamedSharding, PartitionSpec
+        >>> put({"w": np.ones(2)}, NamedSharding(device_mesh(), PartitionSpec()))["w"].is_fully_replicated
+        True
+    """
+    if not isinstance(sharding, jax.sharding.Sharding) or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put_leaf(leaf):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(put_leaf, tree)
 
 
 def vectorize(

@@ -45,6 +45,7 @@ def call(program, *arguments):
         sys.modules.pop("config_config", None)  # where config_flags loads every configuration file
         for name in set(flags.FLAGS) - known:
             # Flags of libraries that were imported on the way stay, as the libraries do.
-            if name.startswith("config.") or flags.FLAGS.find_module_defining_flag(name) not in sys.modules:
+            module = flags.FLAGS.find_module_defining_flag(name)
+            if name.startswith("config.") or module == "hwa_jax.training.program" or module not in sys.modules:
                 delattr(flags.FLAGS, name)
         sys.argv = argv

@@ -183,6 +183,15 @@ def test_numbers_do_not_depend_on_devices(tmp_path, on_one_device, num_devices):
     assert results["bytes_communicated"] == expected["bytes_communicated"]
 
 
+def test_a_run_continues_on_another_number_of_devices(tmp_path, on_one_device):
+    train(tmp_path, {**ON_DEVICES, "training.duration": "10 steps", "num_devices": 4})
+    results = train(tmp_path, {**ON_DEVICES, "num_devices": 2})
+    # The window of the first part holds steps 4 and 8, and loses the partial cycle at 10.
+    assert results["steps"] == 20 and results["window"] == [12, 16, 20]
+    for name, leaf in on_one_device[1].items():
+        np.testing.assert_allclose(hwa_params(tmp_path)[name], leaf, rtol=0, atol=1e-5 * np.abs(leaf).max(), err_msg=name)
+
+
 def test_replicas_lie_on_the_devices_asked_for():
     setup = small_setup({"hwa.num_replicas": 6, "num_devices": 3})
     params = by_path(setup.initial_state().params)["dense1/bias"]

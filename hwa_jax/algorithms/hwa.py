@@ -31,11 +31,13 @@ from hwa_jax import particles
 from hwa_jax.online import is_synchronization_step, synchronize
 from hwa_jax.storage.safetensors import save_weights
 from hwa_jax.storage.window_store import WindowStore
+from hwa_jax.training import processes
 from hwa_jax.training.interruption import Interruption
 from hwa_jax.training.loop import Event
 from hwa_jax.training.predictor import description
 from hwa_jax.training.session import Session
 from hwa_jax.training.setup import Setup, prepare
+from hwa_jax.training.shared_stores import SharedWindow
 from hwa_jax.training.step import PARTICLES, TrainState
 from hwa_jax.training.weights import Weights, recalibrated
 from hwa_jax.training.workdir import Workdir
@@ -81,15 +83,17 @@ def num_kept(setup: Setup) -> int:
     return max(hwa.window_size + pushes_behind, hwa.keep_pushes)
 
 
-def open_window(setup: Setup, directory: os.PathLike) -> WindowStore:
+def open_window(setup: Setup, directory: os.PathLike) -> WindowStore | SharedWindow:
     """The window in a work directory.
 
     Raises:
         UserError: it holds weights of another network; names the first leaf that differs.
     """
+    like = jax.eval_shape(lambda: outer_weights(setup, setup.initial_state()))
+    if jax.process_count() > 1:
+        return SharedWindow(directory / "window", setup.config.hwa.window_size, keep=num_kept(setup), like=like)
     window = WindowStore(directory / "window", setup.config.hwa.window_size, keep=num_kept(setup))
-    if window.stored_steps:
-        window.require_like(jax.eval_shape(lambda: outer_weights(setup, setup.initial_state())))
+    window.require_like(like)
     return window
 
 
@@ -98,12 +102,12 @@ def outer_weights(setup: Setup, state: TrainState) -> Weights:
     return Weights(*setup.mean_over_replicas((state.params, state.batch_stats)))
 
 
-def hwa_weights(setup: Setup, window: WindowStore, done: int) -> Weights:
+def hwa_weights(setup: Setup, window: WindowStore | SharedWindow, done: int) -> Weights:
     """W̿ after `done` steps, the mean of the window, with BatchNorm statistics recomputed on training images."""
-    return recalibrated(setup, *jax.device_put(window.mean(upto=done), setup.replicated))
+    return recalibrated(setup, *particles.put(window.mean(upto=done), setup.replicated))
 
 
-def all_weights(setup: Setup, state: TrainState, window: WindowStore) -> dict[str, Weights]:
+def all_weights(setup: Setup, state: TrainState, window: WindowStore | SharedWindow) -> dict[str, Weights]:
     """The weights of a training side by side: outer, hwa, and ema and slow (Lookahead) where they are kept."""
     outer = outer_weights(setup, state)
     # The mean of several replicas' weights has statistics of its own, one replica's has its running ones.
@@ -146,7 +150,7 @@ def communication(setup: Setup, state: TrainState) -> dict[str, int]:
 class _Hwa:
     """What happens between the steps of HWA."""
 
-    def __init__(self, session: Session, window: WindowStore):
+    def __init__(self, session: Session, window: WindowStore | SharedWindow):
         self._session, self._setup, self._window = session, session.setup, window
         self._inner_metrics = None
         # Drop what an uninterrupted run would not have: newer members, and the last partial cycle of a shorter run.
@@ -204,7 +208,7 @@ class _Hwa:
         """How far the replicas lay from the outer weights, before a synchronization made them equal."""
         if not self._is_synchronization(done):
             return float(particles.spread(state.params))
-        return float(np.sqrt(np.mean(np.square(state.opt_state.distance, dtype=np.float64))))
+        return float(np.sqrt(np.mean(np.square(processes.to_host(state.opt_state.distance), dtype=np.float64))))
 
     def _evaluate_inner(self, done, state):
         """The replicas one step before, since at a synchronization they have just been made equal."""
@@ -259,9 +263,13 @@ class _Hwa:
             "config": setup.config.to_dict(), "data_fingerprint": setup.dataset.fingerprint, "steps": setup.periods.total,
             "epochs": setup.periods.total / setup.periods.epoch, "window": self._window.steps, "final": final,
         }
-        save_weights(workdir.path / "hwa.safetensors", *weights["hwa"], {"weights": "hwa", **facts, **description(setup)})
         results = {**facts, **communication(setup, state), "seconds": self._session.clock.seconds()}
-        workdir.write_results(results)
+
+        def write():
+            save_weights(workdir.path / "hwa.safetensors", *weights["hwa"], {"weights": "hwa", **facts, **description(setup)})
+            workdir.write_results(results)
+
+        processes.on_leader(write)
         return workdir.results()
 
 

@@ -8,6 +8,7 @@ devices, layout or interruptions. All functions but `to_device` may be traced, w
 import jax
 import jax.numpy as jnp
 
+from hwa_jax import particles
 from hwa_jax.data.dataset import Split
 from hwa_jax.errors import UserError
 
@@ -21,13 +22,13 @@ def to_device(split: Split, sharding: jax.sharding.Sharding | jax.Device | None 
 
     Args:
         split: arrays in host memory; images stay uint8.
-        sharding: as in `jax.device_put`. Over a mesh, a replicated sharding,
+        sharding: as in `particles.put`. Over a mesh, a replicated sharding,
             ``NamedSharding(mesh, PartitionSpec())``, lets every device gather its batches.
 
     Returns:
         A Split of JAX arrays.
     """
-    return jax.device_put(split, sharding)
+    return particles.put(split, sharding)
 
 
 def examples_per_particle(num_examples: int, num_particles: int, data_mode: str) -> int:

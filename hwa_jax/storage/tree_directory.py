@@ -13,6 +13,7 @@ import threading
 import zlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -110,7 +111,7 @@ def write_arrays(path, leaves):
     item = _numbered(leaves)
     if item:
         with _ORBAX:
-            ocp.PyTreeCheckpointer().save(path, item)
+            _orbax().save(path, item)
 
 
 def _read_arrays(path, templates):
@@ -122,8 +123,18 @@ def _read_arrays(path, templates):
         restore_args={key: ocp.RestoreArgs(restore_type=np.ndarray) for key in item},
     )
     with _ORBAX:
-        restored = ocp.PyTreeCheckpointer().restore(path, args=arguments)
+        restored = _orbax().restore(path, args=arguments)
     return [restored.get(_number(i), template) for i, template in enumerate(templates)]
+
+
+def _orbax():
+    """Orbax for this process alone; by itself it would wait for all processes of a run."""
+    process = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"hwa_jax_{process}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _read_record(path):

@@ -24,7 +24,7 @@ def environment() -> dict:
     Returns:
         python, jax, jaxlib, flax, optax, orbax, numpy: version strings, None if absent;
         platform: "cpu", "gpu" or "tpu"; device_kind: JAX's name of the first device;
-        num_devices: how many of them; cpu_model: the processor's name, None if unknown;
+        num_devices: how many of them, over num_processes processes; cpu_model: the processor's name, None if unknown;
         cpu_cores: logical cores this process may use; git_commit: 40 digits when the package
         runs from a checkout, with "-dirty" when its tracked files were changed, else None.
 
@@ -40,6 +40,7 @@ def environment() -> dict:
         "platform": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
         "cpu_model": _cpu_model(Path("/proc/cpuinfo")),
         "cpu_cores": _cpu_cores(),
         "git_commit": _git_commit(Path(__file__).resolve().parents[1]),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from hwa_jax import particles
 from hwa_jax.data import Split, augmentation
@@ -113,7 +114,11 @@ class Evaluator:
 
         self._one = jax.jit(sums)
         self._ensemble = jax.jit(ensemble_sums)
-        self._stacked = jax.jit(particles.vectorize(sums, in_axes=(0, None, None, None), mesh=mesh))
+        mesh = particles.device_mesh() if mesh is None else mesh
+        # Whole on every device, so that every process reads the sums of all particles.
+        self._stacked = jax.jit(
+            particles.vectorize(sums, in_axes=(0, None, None, None), mesh=mesh), out_shardings=NamedSharding(mesh, PartitionSpec())
+        )
 
     def one(self, params: Any, batch_stats: Any, split: Split) -> dict[str, float]:
         """Metrics of one set of weights on a split."""

@@ -58,6 +58,6 @@ class MetricsWriter:
             self._events.close()
 
 
-def progress_bar(total: int, first: int, description: str) -> tqdm:
-    """A bar over steps with rate and remaining time; silent when stderr is not a terminal."""
-    return tqdm(total=total, initial=first, desc=description, unit="step", disable=None, dynamic_ncols=True)
+def progress_bar(total: int, first: int, description: str, *, shown: bool) -> tqdm:
+    """A bar over steps with rate and remaining time; silent when stderr is not a terminal, or not `shown`."""
+    return tqdm(total=total, initial=first, desc=description, unit="step", disable=None if shown else True, dynamic_ncols=True)

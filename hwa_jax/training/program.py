@@ -5,18 +5,20 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
 
 from hwa_jax.errors import UserError
+from hwa_jax.training import processes
 from hwa_jax.training.interruption import Interrupted
 
 INTERRUPTED = 143  # what a shell reports for SIGTERM
 
 
-def run(main: Callable[..., int | None], commands: Sequence[str] = ()) -> None:
+def run(main: Callable[..., int | None], commands: Sequence[str] = (), *, several_processes: bool = False) -> None:
     """Parses the flags, runs `main` and exits.
 
     Bad flags, an unknown field of the configuration or a value of the wrong type, and every `UserError`
@@ -26,7 +28,11 @@ def run(main: Callable[..., int | None], commands: Sequence[str] = ()) -> None:
         main: takes nothing, returns an exit code; None means 0.
         commands: words of which one may stand before or among the flags; `main` then takes it, None
             where there is none.
+        several_processes: whether it has flags to run as one of several. They end together, with the
+            line of the first that failed.
     """
+    if several_processes:
+        _define_process_flags()
 
     def parse(argv):
         try:
@@ -37,8 +43,8 @@ def run(main: Callable[..., int | None], commands: Sequence[str] = ()) -> None:
             return rest
         except (flags.Error, UserError) as error:
             # What a configuration file raises may come as a flag's error, with its traceback.
-            before, traceback, after = str(error).partition("Traceback (most recent call last):")
-            _fail(before + after.strip().splitlines()[-1] if traceback else error)
+            before, trace, after = str(error).partition("Traceback (most recent call last):")
+            _fail(before + after.strip().splitlines()[-1] if trace else error)
         except BrokenPipeError:  # --help into a pager that was closed
             sys.exit(0)
         except (LookupError, NameError, AttributeError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
@@ -50,14 +56,22 @@ def run(main: Callable[..., int | None], commands: Sequence[str] = ()) -> None:
         if unexpected:
             known = f", and the commands are: {', '.join(commands)}" if commands else ""
             _fail(f"unexpected arguments: {' '.join(unexpected)}; flags begin with --{known}")
-        _log_plainly()
         try:
+            _log_plainly()
+            if several_processes and not _join():
+                # Process 0 says what all of them see.
+                logging.getLogger("hwa_jax").setLevel(logging.ERROR)
             return main(command) if commands else main()
         except UserError as error:
             _fail(error)
         except Interrupted:
             print("stopped by a signal: the same command continues", file=sys.stderr)
             return INTERRUPTED
+        except (Exception, KeyboardInterrupt) as error:
+            if processes.are_several():
+                traceback.print_exc()
+                processes.end_all(_one_line(f"{type(error).__name__}: {error}"), 1)
+            raise
 
     app.run(guarded, flags_parser=parse)
 
@@ -115,6 +129,31 @@ def _can_write(directory):
     return directory.is_dir() and os.access(directory, os.W_OK)
 
 
+def _define_process_flags():
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, to run as one of several processes")
+    flags.DEFINE_integer("num_processes", None, "how many processes there are", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
+    flags.DEFINE_bool("distributed", False, "run as one of the processes that Slurm, Open MPI, Kubernetes or a TPU pod started")
+
+
+def _join():
+    """Joins the other processes where the flags say so; returns whether this one leads."""
+    names = ("coordinator", "num_processes", "process_id")
+    coordinator, num_processes, process_id = values = [flags.FLAGS[name].value for name in names]
+    missing = [name for name, value in zip(names, values) if value is None]
+    if len(missing) == len(names):
+        if not flags.FLAGS.distributed:
+            return True
+    elif missing:
+        raise UserError(f"--{missing[0]}: is missing: --coordinator, --num_processes and --process_id go together")
+    elif process_id >= num_processes:
+        raise UserError(f"--process_id={process_id}: of {num_processes} processes, give at most {num_processes - 1}")
+    elif not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"--coordinator={coordinator}: give host:port, the port as a number")
+    processes.join(coordinator, num_processes, process_id)
+    return processes.is_leader()
+
+
 def _log_plainly():
     """Our own messages as lines on stderr; of the libraries only warnings, unless --verbosity asks for more."""
     if not flags.FLAGS["verbosity"].present:
@@ -142,5 +181,12 @@ def _explain(error):
 
 
 def _fail(error):
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = _one_line(error)
+    print(f"error: {line}", file=sys.stderr)
+    if processes.are_several():
+        processes.end_all(line, 2)
     sys.exit(2)
+
+
+def _one_line(error):
+    return " ".join(str(error).split())

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from hwa_jax.errors import Diverged, UserError
-from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.storage.json_lines import read_json_lines
-from hwa_jax.training import loop
+from hwa_jax.training import loop, processes
 from hwa_jax.training.clock import Clock
 from hwa_jax.training.loop import Event
 from hwa_jax.training.metrics import MetricsWriter, progress_bar
 from hwa_jax.training.setup import Setup
+from hwa_jax.training.shared_stores import SharedCheckpoints
 from hwa_jax.training.step import NEVER, TrainState
 from hwa_jax.training.workdir import Workdir
 
@@ -64,21 +64,24 @@ class Session:
     def __init__(self, setup: Setup, workdir: Workdir, part: Part | None = None):
         self.setup = setup
         self._part = part = part or Part("checkpoints", setup.initial_state, setup.periods.total)
-        self._checkpoints = CheckpointStore(workdir.path / part.checkpoints, keep=setup.config.checkpoint.keep)
+        self._checkpoints = SharedCheckpoints(workdir.path / part.checkpoints, keep=setup.config.checkpoint.keep)
         self.state, self.first, metadata = self._start()
         self.promised = metadata["window"]
-        # A damaged log is refused before anything is written.
-        read_json_lines(workdir.path / "metrics.jsonl")
-        workdir.record()
         self.clock = Clock(metadata["seconds"])
-        self._writer = MetricsWriter(workdir.path, first=part.offset + self.first, tensorboard=setup.config.logging.tensorboard)
+        self._writer = processes.on_leader(lambda: self._open_log(workdir))
         if metadata["seconds"]:
             _logger.info("resuming from the checkpoint of step %d", self.first)
-        self._bar = progress_bar(part.total, self.first, str(setup.config.model.name))
+        self._bar = progress_bar(part.total, self.first, str(setup.config.model.name), shown=processes.is_leader())
         self._batch_key, self._noise_key = setup.keys(part.number)
         self._compiled = {}
         with self.clock.activity("compilation"):
             self._indices = setup.epoch_indices(self.state.step, self._batch_key)
+
+    def _open_log(self, workdir):
+        # A damaged log is refused before anything is written.
+        read_json_lines(workdir.path / "metrics.jsonl")
+        workdir.record()
+        return MetricsWriter(workdir.path, first=self._part.offset + self.first, tensorboard=self.setup.config.logging.tensorboard)
 
     def _start(self):
         restored = self._checkpoints.restore(like=jax.eval_shape(self._part.start))
@@ -119,13 +122,15 @@ class Session:
 
     def write(self, done: int, kind: str, values: dict[str, Any]) -> None:
         """Adds a row to the log."""
+        if self._writer is None:
+            return
         step = self._part.offset + done
         self._writer.write({"step": step, "epoch": step / self.setup.periods.epoch, "kind": kind, **self._part.facts, **values})
 
     def log(self, done: int, state: TrainState) -> TrainState:
         """Writes the training loss and accuracy since the last log, and starts their sums again."""
         self.require_finite(state)
-        progress = jax.device_get(state.progress)
+        progress = processes.to_host(state.progress)
         loss = float(np.mean(progress.loss / progress.steps))
         self.write(done, "train", {
             "loss": loss,
@@ -141,7 +146,7 @@ class Session:
         Raises:
             Diverged: the loss or gradient of a replica was not finite; names replica and step.
         """
-        first = np.asarray(state.progress.first_non_finite)
+        first = processes.to_host(state.progress.first_non_finite)
         if first.min() != NEVER:
             raise Diverged(
                 f"loss or gradient of replica {int(first.argmin())} is not finite at step {int(first.min())}: lower "
@@ -161,4 +166,5 @@ class Session:
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

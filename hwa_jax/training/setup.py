@@ -141,11 +141,16 @@ class Setup:
 
     def keys(self, part: int | None = None) -> tuple[jax.Array, jax.Array]:
         """The streams of batch order, and of augmentation and dropout; every part of a run has its own."""
-        key = jax.random.key(self.config.seed)
-        keys = [jax.random.fold_in(key, stream) for stream in (1, 2)]
-        if part is not None:
-            keys = [jax.random.fold_in(key, part) for key in keys]
-        return tuple(jax.device_put(key, self.replicated) for key in keys)
+        return self._streams(part)
+
+    @functools.cached_property
+    def _streams(self):
+        def streams(part):
+            key = jax.random.key(self.config.seed)
+            keys = [jax.random.fold_in(key, stream) for stream in (1, 2)]
+            return tuple(keys if part is None else [jax.random.fold_in(key, part) for key in keys])
+
+        return jax.jit(streams, out_shardings=self.replicated)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -259,11 +264,13 @@ def num_devices(config: ConfigDict) -> int:
     """How many devices the configuration asks for.
 
     Raises:
-        UserError: more than JAX sees.
+        UserError: more than JAX sees; or fewer, with several processes.
     """
     seen = len(jax.devices())
     if config.num_devices > seen:
         raise UserError(f"num_devices={config.num_devices}: JAX sees {seen} devices, give at most {seen}")
+    if jax.process_count() > 1 and 0 < config.num_devices < seen:
+        raise UserError(f"num_devices={config.num_devices}: several processes use all of their {seen} devices, give 0")
     return config.num_devices or seen
 
 

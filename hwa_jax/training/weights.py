@@ -3,8 +3,7 @@
 import logging
 from typing import Any, NamedTuple
 
-import jax
-
+from hwa_jax import particles
 from hwa_jax.training.setup import Setup
 
 _logger = logging.getLogger(__name__)
@@ -30,4 +29,4 @@ def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
             "BatchNorm statistics moved by %.2g over the second half of %d images: raise recalibration_examples",
             report.unsettled, report.num_samples,
         )
-    return Weights(params, jax.device_put(batch_stats, setup.replicated))
+    return Weights(params, particles.put(batch_stats, setup.replicated))

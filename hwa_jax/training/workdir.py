@@ -1,4 +1,4 @@
-"""The work directory of a run: what lies where, and whose it is.
+"""The work directory of a run: what lies where, and whose it is. Of several processes, process 0 alone reads and writes it.
 
     config.json        the configuration
     environment.json   versions, hardware and topology of the newest start
@@ -22,12 +22,14 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from hwa_jax.errors import UserError
-from hwa_jax.training.environment import environment
 from hwa_jax.storage import atomic
+from hwa_jax.training import processes
 from hwa_jax.training.config import MAY_CHANGE_ON_RESUME, differences
+from hwa_jax.training.environment import environment
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ class Workdir:
 
     Raises:
         UserError: another configuration or other data (the differences are shown), a directory that
-            holds something else, or another process that is using it.
+            holds something else, or another run that is using it; or, of several processes, one that was
+            started with another configuration or other data than process 0.
 
     Example:
         >>> import tempfile
@@ -64,32 +67,48 @@ class Workdir:
         self.path = pathlib.Path(directory)
         self._may_change = may_change
         self._record = {"config": config.to_dict(), "data_fingerprint": fingerprint}
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file: give a directory as --workdir")
-        if not overwrite:
-            self._require_mine(config, fingerprint)
-        self._lock = self._acquire()
-        if overwrite:
-            self._clear()
+        self._require_equal_processes(config, fingerprint)
+        self._lock = processes.on_leader(lambda: self._take(config, fingerprint, overwrite))
 
     def record(self) -> None:
-        """Writes configuration and environment: from now on the directory is this run's."""
+        """Writes configuration and environment, on process 0 only: from now on the directory is this run's."""
         atomic.write_json(self.path / "config.json", self._record)
         self._record_environment()
 
     def results(self) -> dict[str, Any] | None:
         """What a finished run wrote; None if it is not finished."""
-        return read_json(self.path / "results.json")
+        return processes.from_leader(lambda: read_json(self.path / "results.json"))
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Marks the run as finished."""
+        """Marks the run as finished; on process 0 only."""
         atomic.write_json(self.path / "results.json", results)
 
     def __enter__(self) -> "Workdir":
         return self
 
     def __exit__(self, *_) -> None:
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _require_equal_processes(self, config, fingerprint):
+        """Processes that train different things would wait for each other for ever."""
+        leading = processes.from_leader(lambda: self._record)
+        # Every host has its own place for the data.
+        changed = [d for d in differences(leading["config"], config) if d[0] != "data.data_dir"]
+        changed += [("data", leading["data_fingerprint"][:12], fingerprint[:12])] * (leading["data_fingerprint"] != fingerprint)
+        if changed:
+            text = "; ".join(f"{field} is {old!r} there, {new!r} here" for field, old, new in changed)
+            raise UserError(f"process {jax.process_index()} was started otherwise than process 0: {text}. Start all with the same flags")
+
+    def _take(self, config, fingerprint, overwrite):
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: give a directory as --workdir")
+        if not overwrite:
+            self._require_mine(config, fingerprint)
+        lock = self._acquire()
+        if overwrite:
+            self._clear()
+        return lock
 
     def _require_mine(self, config, fingerprint):
         stored = read_json(self.path / "config.json")
@@ -128,8 +147,9 @@ class Workdir:
 
     def _record_environment(self):
         before, now = read_json(self.path / "environment.json"), environment()
-        if before is not None and before != now:
-            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        # What an earlier version did not record has not changed.
+        changed = sorted(key for key in before or {} if before[key] != now.get(key))
+        if changed:
             _logger.warning("resuming under another %s: bit-equality with an uninterrupted run is not promised", ", ".join(changed))
         atomic.write_json(self.path / "environment.json", now)
 

@@ -1,0 +1,77 @@
+"""experiments/train_hwa.py as several processes with fake devices, from start to end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from programs import ROOT
+from training_runs import SMALL
+
+# 20 steps: five cycles of 4; K = 4 on four devices in all.
+FIELDS = {
+    **SMALL, "num_devices": 0, "hwa.num_replicas": 4, "training.duration": "20 steps", "optimizer.momentum": 0.9,
+    "evaluation.every": "20 steps", "checkpoint.every": "10 steps", "logging.every": "10 steps",
+}
+# Far beyond what a busy machine needs; a test that waits so long has failed.
+SECONDS = 400
+
+
+class Processes:
+    """A training of several processes; a context manager that leaves none of them behind.
+
+    Args:
+        directory: the work directory.
+        num_processes: how many.
+        devices: fake devices of each.
+        fields: dotted name -> value, on top of FIELDS.
+        compiled: directory of compiled programs.
+        others: further flags by process.
+        environment: further variables.
+    """
+
+    def __init__(self, directory, num_processes, devices, fields=(), *, compiled, others=None, environment=()):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [
+            sys.executable, str(ROOT / "experiments/train_hwa.py"), f"--config={ROOT / 'configs/hwa_digits.py'}", f"--workdir={directory}",
+            *(f"--config.{field}={value}" for field, value in {**FIELDS, **dict(fields)}.items()),
+        ]
+        if num_processes > 1:
+            command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}"]
+        variables = {
+            **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT), **dict(environment),
+        }
+        self.all = []
+        for number in range(num_processes):
+            mine = [*command, *[f"--process_id={number}"] * (num_processes > 1), *(others or {}).get(number, ())]
+            self.all.append(subprocess.Popen(mine, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+
+    def ended(self):
+        """[(exit code, stdout, stderr)] of all, in their order; without what Gloo writes to stdout."""
+        said = [process.communicate(timeout=SECONDS) for process in self.all]
+        own = ["".join(line for line in stdout.splitlines(True) if not line.startswith("[Gloo]")) for stdout, _ in said]
+        return [(process.returncode, stdout, stderr) for process, stdout, (_, stderr) in zip(self.all, own, said)]
+
+    def interrupt(self, number):
+        """SIGTERM to one of them."""
+        self.all[number].send_signal(signal.SIGTERM)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.all:
+            process.kill()
+            process.communicate()
+
+
+def run(*args, **keywords):
+    """The ends of such a training, all of which must be good."""
+    with Processes(*args, **keywords) as processes:
+        ends = processes.ended()
+    assert [code for code, _, _ in ends] == [0] * len(ends), [stderr[-2000:] for _, _, stderr in ends]
+    return ends

@@ -1,0 +1,128 @@
+"""One training over several processes: the numbers of one process, one writer, one end."""
+
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from hwa_jax.training.workdir import read_json
+from process_runs import FIELDS, SECONDS, Processes, run
+from programs import ROOT, call
+from training_runs import checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, train  # noqa: F401
+
+NAMES = {"loss", "accuracy", "nll", "ece", "spread"}
+
+
+def assert_same_weights(mine, theirs, rtol):
+    others = exported(theirs)
+    for name, leaf in exported(mine).items():
+        np.testing.assert_allclose(leaf, others[name], rtol=0, atol=rtol * np.abs(others[name]).max(), err_msg=name)
+
+
+def assert_same_numbers(mine, theirs, rtol):
+    """Weights, checkpoints and log rows; relative to the largest weight of a leaf."""
+    assert_same_weights(mine, theirs, rtol)
+    ours, others = _leaves(checkpoint(mine)), _leaves(checkpoint(theirs))
+    assert ours.keys() == others.keys()
+    for name, leaf in others.items():
+        np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=rtol * np.abs(leaf).max(initial=0), err_msg=name)
+    assert [_identity(row) for row in rows(mine)] == [_identity(row) for row in rows(theirs)]
+    for row, other in zip(rows(mine), rows(theirs)):
+        for name in NAMES & row.keys():
+            assert row[name] == pytest.approx(other[name], rel=10 * rtol, abs=10 * rtol), (row, other)
+
+
+def _leaves(tree):
+    # `distance` is the norm of a difference, which loses digits.
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {name: leaf for name, leaf in named.items() if "distance" not in name and np.issubdtype(leaf.dtype, np.floating)}
+
+
+def _identity(row):
+    return {name: value for name, value in row.items() if name not in NAMES}
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(compilation_cache_dir, tmp_path_factory):  # noqa: F811
+    directory = tmp_path_factory.mktemp("processes") / "run"
+    return directory, run(directory, 2, 2, compiled=compilation_cache_dir)
+
+
+def test_two_processes_are_one_training(on_two_processes, compiled_once, tmp_path):  # noqa: F811
+    directory, ends = on_two_processes
+    train(tmp_path / "one", {**FIELDS, "num_devices": 1})
+    assert_same_numbers(directory, tmp_path / "one", 1e-5)
+    train(tmp_path / "four", {**FIELDS, "num_devices": 4})
+    assert_same_numbers(directory, tmp_path / "four", 1e-5)
+    assert read_json(directory / "environment.json")["num_processes"] == 2
+    # Process 0 alone speaks.
+    assert "weights:" in ends[0][1] and ends[1][1] == ""
+
+
+@pytest.mark.slow
+def test_one_process_continues_what_two_began(on_two_processes, compilation_cache_dir, tmp_path):  # noqa: F811
+    fields = {"training.duration": "10 steps"}
+    run(tmp_path / "a", 2, 2, fields, compiled=compilation_cache_dir)
+    run(tmp_path / "a", 1, 4, compiled=compilation_cache_dir)
+    run(tmp_path / "b", 1, 4, fields, compiled=compilation_cache_dir)
+    [(_, _, stderr), _] = run(tmp_path / "b", 2, 2, compiled=compilation_cache_dir)
+    assert "resuming from the checkpoint of step 10" in stderr and "under another num_processes" in stderr
+    for name in ("a", "b"):
+        assert_same_weights(tmp_path / name, on_two_processes[0], 1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(compilation_cache_dir, tmp_path):  # noqa: F811
+    fields = {"training.duration": "1000000 steps", "hwa.sync_period": "1000 steps", "logging.every": "500 steps",
+              "evaluation.every": "1000000 steps", "checkpoint.every": "1000000 steps"}
+    with Processes(tmp_path, 2, 2, fields, compiled=compilation_cache_dir) as processes:
+        deadline = time.monotonic() + SECONDS
+        while not (tmp_path / "metrics.jsonl").is_file():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        processes.interrupt(1)
+        ends = processes.ended()
+    assert [code for code, _, _ in ends] == [143, 143], ends
+    stopped = int(checkpoint(tmp_path).step)
+    assert 0 < stopped < 1000000 and f"stopped by a signal after step {stopped} of 1000000" in ends[0][2]
+
+
+@pytest.mark.slow
+def test_what_ends_one_process_ends_all_with_its_line(compilation_cache_dir, tmp_path):  # noqa: F811
+    with Processes(tmp_path / "a", 2, 1, compiled=compilation_cache_dir, others={1: ["--config.seed=3"]}) as processes:
+        ends = processes.ended()
+    said = "process 1 was started otherwise than process 0: seed is 0 there, 3 here"
+    assert [code for code, _, _ in ends] == [2, 2], ends
+    assert f"error: process 1 ended: {said}" in ends[0][2] and f"error: {said}" in ends[1][2]
+    # What process 0 refuses, all refuse.
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("")
+    with Processes(tmp_path / "b", 2, 1, compiled=compilation_cache_dir) as processes:
+        ends = processes.ended()
+    assert [code for code, _, _ in ends] == [2, 2], ends
+    assert all("holds files but no config.json" in stderr for _, _, stderr in ends)
+    assert list(listing(tmp_path / "b")) == ["thesis.tex"]
+
+
+FLAGS = {
+    "alone": (["--coordinator=a:1"], "--num_processes: is missing"),
+    "no id": (["--coordinator=a:1", "--num_processes=2"], "--process_id: is missing"),
+    "id": (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "--process_id=2: of 2 processes, give at most 1"),
+    "no port": (["--coordinator=a", "--num_processes=2", "--process_id=0"], "--coordinator=a: give host:port"),
+}
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_flags_that_do_not_fit_are_refused(case, tmp_path):
+    flags, message = FLAGS[case]
+    ended = call("train_hwa.py", f"--config={ROOT / 'configs/hwa_digits.py'}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert ended.code == 2 and ended.stderr.startswith(f"error: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_without_a_cluster_there_is_nothing_to_detect(compilation_cache_dir, tmp_path):  # noqa: F811
+    with Processes(tmp_path / "run", 1, 1, compiled=compilation_cache_dir, others={0: ["--distributed"]}) as processes:
+        [(code, _, stderr)] = processes.ended()
+    assert code == 2 and "error: --distributed: no cluster was detected" in stderr
