@@ -127,7 +127,7 @@ def communication(setup: Setup, state: TrainState) -> dict[str, int]:
     """Synchronizations of a whole run, and the bytes that each replica sends for them in ring all-reduces.
 
     `hwa.sync_dtype` is the weights' alone: statistics and optimizer states travel in their own dtypes. XLA:CPU, which
-    has no bf16 all-reduce, sends twice as much for the weights then.
+    has no bf16 all-reduce, sends twice as much for the weights then. Gradients of `hwa.data_parallel` do not count.
     """
     periods, num_replicas = setup.periods, setup.num_replicas
     synchronizations = sum(
