@@ -15,7 +15,7 @@ from hwa_jax.training.duration import Duration
 # The fields that may differ when a run is resumed; any other difference is refused.
 _MAY_CHANGE = ("num_devices", "evaluation.batch_size", "logging.every", "logging.tensorboard", "data.data_dir")
 MAY_CHANGE_ON_RESUME = (
-    "training.duration", "evaluation.every", "hwa.data_parallel", *_MAY_CHANGE,
+    "training.duration", "evaluation.every", "hwa.num_replicas", "hwa.replica_weights", "hwa.data_parallel", *_MAY_CHANGE,
 )
 SWAMP_MAY_CHANGE_ON_RESUME = ("swamp.target_sparsity", "checkpoint.every", "checkpoint.keep", *_MAY_CHANGE)
 

@@ -126,6 +126,19 @@ class Setup:
         automatic = 1 if self.mesh.devices.flat[0].platform == "cpu" else 0
         return self.config.training.steps_per_call or automatic
 
+    def require_same_epochs(self, num_replicas: int) -> None:
+        """Refuses to go on with a run of another number of replicas if its epochs had another length.
+
+        Raises:
+            UserError: they had; partitioned data are shared among the replicas.
+        """
+        length = batches.steps_per_epoch(self.dataset.train.num_examples, self.config.training.batch_size, num_replicas, self.data_mode)
+        if length != self.periods.epoch:
+            raise UserError(
+                f"hwa.num_replicas={self.num_replicas}: the run has {num_replicas}, and with hwa.data_mode={self.data_mode!r} an epoch would "
+                f"have {self.periods.epoch} steps instead of {length}: give {num_replicas}, or choose another --workdir"
+            )
+
     @functools.cached_property
     def epoch_indices(self):
         """(step, key) -> int32 [K, steps per epoch, batch], the batches of the epoch that holds `step`."""
