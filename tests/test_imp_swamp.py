@@ -230,8 +230,9 @@ def test_the_order_of_particles_does_not_matter():
         jax.tree.map(np.testing.assert_array_equal, pruned_mask, found[0][1])
 
 
-def in_float64(build):
-    """The test's own perceptron with weights in float64, from those that `build` draws."""
+def in_float64(build, *, data_axis):
+    """The test's own perceptron with weights in float64, from those that `build` draws; no batches are shared."""
+    assert data_axis is None
     model = from_nnx(build)
 
     def init(key):

@@ -73,6 +73,24 @@ def test_one_process_continues_what_two_began(on_two_processes, compilation_cach
 
 
 @pytest.mark.slow
+def test_a_batch_that_two_processes_share(compilation_cache_dir, compiled_once, tmp_path):  # noqa: F811
+    fields = {"hwa.num_replicas": 1, "training.batch_size": 16, "model.norm": "batch"}
+    run(tmp_path / "two", 2, 2, {**fields, "hwa.data_parallel": 4}, compiled=compilation_cache_dir)
+    train(tmp_path / "one", {**FIELDS, **fields, "num_devices": 1})
+    assert_same_weights(tmp_path / "two", tmp_path / "one", 1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_other_replicas_as_one_does(compilation_cache_dir, tmp_path):  # noqa: F811
+    for name, layout in (("two", (2, 2)), ("one", (1, 4))):
+        run(tmp_path / name, *layout, {"training.duration": "10 steps"}, compiled=compilation_cache_dir)
+        [(_, _, stderr), *_] = run(tmp_path / name, *layout, {"hwa.num_replicas": 8}, compiled=compilation_cache_dir)
+        assert "8 replicas instead of 4" in stderr
+        assert [row["step"] for row in rows(tmp_path / name, kind="restart")] == [10]
+    assert_same_weights(tmp_path / "two", tmp_path / "one", 1e-5)
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(compilation_cache_dir, tmp_path):  # noqa: F811
     fields = {"training.duration": "1000000 steps", "hwa.sync_period": "1000 steps", "logging.every": "500 steps",
               "evaluation.every": "1000000 steps", "checkpoint.every": "1000000 steps"}

@@ -28,6 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hwa_jax import particles
+from hwa_jax.errors import UserError
 from hwa_jax.online import is_synchronization_step, synchronize
 from hwa_jax.storage.safetensors import save_weights
 from hwa_jax.storage.window_store import WindowStore
@@ -68,6 +69,7 @@ def run(setup: Setup, directory: str | os.PathLike, *, overwrite: bool = False) 
     with Workdir(directory, setup.config, setup.dataset.fingerprint, overwrite=overwrite) as workdir:
         finished = workdir.results()
         if finished is not None and finished["steps"] == setup.periods.total:
+            _require_same_replicas(finished, setup)
             return finished
         with Interruption() as interruption, open_window(setup, workdir.path) as window, Session(setup, workdir) as session:
             hwa = _Hwa(session, window)
@@ -127,7 +129,7 @@ def communication(setup: Setup, state: TrainState) -> dict[str, int]:
     """Synchronizations of a whole run, and the bytes that each replica sends for them in ring all-reduces.
 
     `hwa.sync_dtype` is the weights' alone: statistics and optimizer states travel in their own dtypes. XLA:CPU, which
-    has no bf16 all-reduce, sends twice as much for the weights then.
+    has no bf16 all-reduce, sends twice as much for the weights then. Gradients of `hwa.data_parallel` do not count.
     """
     periods, num_replicas = setup.periods, setup.num_replicas
     synchronizations = sum(
@@ -145,6 +147,16 @@ def communication(setup: Setup, state: TrainState) -> dict[str, int]:
         "bytes_per_synchronization": payload,
         "bytes_communicated": synchronizations * 2 * payload * (num_replicas - 1) // num_replicas,
     }
+
+
+def _require_same_replicas(finished, setup):
+    """Results of another number of replicas are not what was asked for."""
+    stored = finished["config"]["hwa"]["num_replicas"]
+    if stored != setup.num_replicas:
+        raise UserError(
+            f"hwa.num_replicas={setup.num_replicas}: the run is finished, with {stored}: give a longer training.duration to go on with "
+            "another number, or choose another --workdir"
+        )
 
 
 class _Hwa:

@@ -131,7 +131,7 @@ def finished_cycles(directory: pathlib.Path, cycle: int | None = None) -> tuple[
 def for_evaluation(config: ConfigDict) -> ConfigDict:
     """A configuration that prepares wherever there are devices, not only where it was trained."""
     config = config.copy_and_resolve_references()
-    config.num_devices = math.gcd(config.hwa.num_replicas, jax.device_count())
+    config.num_devices, config.hwa.data_parallel = math.gcd(config.hwa.num_replicas, jax.device_count()), 1
     config.init_from = ""  # the file may be gone, and the weights are here
     return config
 

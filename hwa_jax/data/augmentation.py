@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 
 def augment(
-    key: jax.Array, images: jax.Array, *, crop_padding: int = 0, flip: bool = False
+    key: jax.Array, images: jax.Array, *, crop_padding: int = 0, flip: bool = False, first: jax.Array | int = 0,
+    batch_size: int | None = None,
 ) -> jax.Array:
     """Crops every image at its own random position and flips it with probability 1/2.
 
@@ -19,6 +20,8 @@ def augment(
         images: uint8 ``[batch, height, width, channels]``.
         crop_padding: pixels on each side; 0 means no crop; static.
         flip: whether to flip left to right at random; static.
+        first, batch_size: the images are those from index ``first`` on of a batch of ``batch_size``, and get what
+            they would get within it; None means that they are the batch. ``batch_size`` is static.
 
     Returns:
         uint8 ``[batch, height, width, channels]``.
@@ -35,19 +38,25 @@ def augment(
         raise ValueError(f"images must be uint8 [b, h, w, c], not {images.dtype} {images.shape}")
     if crop_padding < 0:
         raise ValueError(f"crop_padding must be at least 0, not {crop_padding}")
+    number = images.shape[0]
+    batch_size = number if batch_size is None else batch_size
+
+    def mine(drawn):
+        return drawn if batch_size == number else jax.lax.dynamic_slice_in_dim(drawn, first, number)
+
     crop_key, flip_key = jax.random.split(key)
     if crop_padding:
-        images = _crop(crop_key, images, crop_padding)
+        starts = jax.random.randint(crop_key, (batch_size, 2), 0, 2 * crop_padding + 1)
+        images = _crop(mine(starts), images, crop_padding)
     if flip:
-        flipped = jax.random.bernoulli(flip_key, shape=images.shape[:1])[:, None, None, None]
+        flipped = mine(jax.random.bernoulli(flip_key, shape=(batch_size,)))[:, None, None, None]
         images = jnp.where(flipped, images[:, :, ::-1], images)
     return images
 
 
-def _crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """A window of each zero-padded image at its own random (row, column)."""
+def _crop(starts: jax.Array, images: jax.Array, padding: int) -> jax.Array:
+    """A window of each zero-padded image at its own (row, column)."""
     widths = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    starts = jax.random.randint(key, (images.shape[0], 2), 0, 2 * padding + 1)
 
     def window(padded: jax.Array, start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), images.shape[1:])

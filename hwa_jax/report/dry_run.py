@@ -31,9 +31,10 @@ def describe(setup: Setup, num_members: int) -> str:
     first = jax.tree.map(lambda leaf: leaf[0], (state.params, state.batch_stats))
     synchronizations = communication(setup, state)["synchronizations"]
     step = _measured(setup, state, {})
+    shared = f", {config.hwa.data_parallel} for each batch" if config.hwa.data_parallel > 1 else ""
     lines = [
         overview(*first), "",
-        f"replicas K              {setup.num_replicas} on {setup.mesh.size} device(s)",
+        f"replicas K              {setup.num_replicas} on {setup.mesh.size} device(s){shared}",
         f"steps                   {periods.total} per replica, {periods.epoch} per epoch",
         f"synchronization H       every {periods.sync} steps, {synchronizations} in all",
         f"window I                {config.hwa.window_size} pushes, one every {periods.push} steps, {num_members} kept on disk",

@@ -76,8 +76,8 @@ class CheckpointStore:
 
         Args:
             like: tree whose containers, shapes and dtypes the checkpoint must have; its leaves
-                may be ``jax.ShapeDtypeStruct``. The result has its very containers. None: the
-                containers are rebuilt from the file.
+                may be ``jax.ShapeDtypeStruct``. The result has its very containers. Or a function
+                that makes it from the metadata. None: the containers are rebuilt from the file.
             step: int, or None for the newest. A damaged newest one is passed over with a
                 warning that names it; a damaged ``step`` raises.
 
@@ -113,6 +113,7 @@ class CheckpointStore:
         if like is None:
             tree = tree_structure.rebuild(saved.structure, saved.leaves)
             return Restored(step, tree, saved.metadata)
+        like = like(saved.metadata) if callable(like) else like
         wanted, _ = tree_structure.describe(like)
         if difference := tree_structure.first_difference(saved.structure, wanted):
             path, stored, expected = difference

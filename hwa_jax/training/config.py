@@ -14,7 +14,9 @@ from hwa_jax.training.duration import Duration
 
 # The fields that may differ when a run is resumed; any other difference is refused.
 _MAY_CHANGE = ("num_devices", "evaluation.batch_size", "logging.every", "logging.tensorboard", "data.data_dir")
-MAY_CHANGE_ON_RESUME = ("training.duration", "evaluation.every", *_MAY_CHANGE)
+MAY_CHANGE_ON_RESUME = (
+    "training.duration", "evaluation.every", "hwa.num_replicas", "hwa.replica_weights", "hwa.data_parallel", *_MAY_CHANGE,
+)
 SWAMP_MAY_CHANGE_ON_RESUME = ("swamp.target_sparsity", "checkpoint.every", "checkpoint.keep", *_MAY_CHANGE)
 
 
@@ -30,6 +32,7 @@ def default_config() -> ConfigDict:
     config.training.ema_decay = 0.0
     config.hwa = ConfigDict({
         "num_replicas": 2,  # K
+        "data_parallel": 1,  # devices that share each batch of a replica
         "sync_period": "1 epoch",  # H
         "window_size": 10,  # I, in pushes
         "push_every": "",  # a multiple of sync_period; "": sync_period
@@ -169,7 +172,7 @@ def differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, A
 
 
 _LEAST = {
-    "num_devices": 0, "hwa.num_replicas": 1, "hwa.window_size": 1, "hwa.keep_pushes": 0, "hwa.recalibration_examples": 1,
+    "num_devices": 0, "hwa.num_replicas": 1, "hwa.data_parallel": 1, "hwa.window_size": 1, "hwa.keep_pushes": 0, "hwa.recalibration_examples": 1,
     "training.batch_size": 1, "training.steps_per_call": 0, "evaluation.batch_size": 1, "evaluation.train_examples": 1,
     "checkpoint.keep": 1, "data.num_train": 0, "data.image_size": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
     "optimizer.learning_rate": 0.0, "optimizer.sam_radius": 0.0, "optimizer.lookahead_rate": 0.0, "schedule.factor": 0.0,

@@ -30,11 +30,13 @@ class FunctionalModel(NamedTuple):
     moments: Callable[..., Any]
 
 
-def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
+def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], *, data_axis: str | None = None) -> FunctionalModel:
     """Takes an NNX model apart into pure functions.
 
     Args:
         build: makes the model from its random streams; the model maps images to logits.
+        data_axis: a bound axis along which `train`'s images are one batch: BatchNorm normalizes by the moments
+            of all of them. None: each call's images are a batch of their own.
 
     Returns:
         A `FunctionalModel`.
@@ -48,9 +50,10 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
         (2, 10)
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    train_parts = _split(abstract, "train")
+    train_parts = _split(_with_batch_norm(abstract, axis_name=data_axis), "train")
     eval_parts = _split(abstract, "eval")
-    moments_parts = _split(_with_momentum(abstract, 0.0), "train")
+    # Running statistics that keep nothing of the past are the batch's own.
+    moments_parts = _split(_with_batch_norm(abstract, momentum=0.0), "train")
 
     def call(parts, params, batch_stats, images, key):
         graphdef, *abstract_states = parts
@@ -106,12 +109,12 @@ def _split(abstract, mode):
     return nnx.split(model, nnx.Param, nnx.BatchStat, ...)
 
 
-def _with_momentum(abstract, momentum):
-    # Running statistics that keep nothing of the past are the batch's own.
+def _with_batch_norm(abstract, **attributes):
     model = nnx.clone(abstract)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.BatchNorm):
-            module.momentum = momentum
+            for name, value in attributes.items():
+                setattr(module, name, value)
     return model
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hwa_jax.errors import Diverged, UserError
 from hwa_jax.storage.json_lines import read_json_lines
-from hwa_jax.training import loop, processes
+from hwa_jax.training import loop, processes, replica_count
 from hwa_jax.training.clock import Clock
 from hwa_jax.training.loop import Event
 from hwa_jax.training.metrics import MetricsWriter, progress_bar
@@ -71,6 +71,7 @@ class Session:
         self._writer = processes.on_leader(lambda: self._open_log(workdir))
         if metadata["seconds"]:
             _logger.info("resuming from the checkpoint of step %d", self.first)
+        self._log_restart(metadata)
         self._bar = progress_bar(part.total, self.first, str(setup.config.model.name), shown=processes.is_leader())
         self._batch_key, self._noise_key = setup.keys(part.number)
         self._compiled = {}
@@ -84,7 +85,11 @@ class Session:
         return MetricsWriter(workdir.path, first=self._part.offset + self.first, tensorboard=self.setup.config.logging.tensorboard)
 
     def _start(self):
-        restored = self._checkpoints.restore(like=jax.eval_shape(self._part.start))
+        like, num_replicas = jax.eval_shape(self._part.start), self.setup.num_replicas
+        # What an earlier version stored does not say how many replicas: as many as now.
+        restored = self._checkpoints.restore(
+            like=lambda metadata: replica_count.stored_like(like, metadata.get("num_replicas", num_replicas))
+        )
         if restored is None:
             state = self._part.start()
             return state, int(state.step), {"seconds": {}, "window": []}
@@ -93,9 +98,34 @@ class Session:
                 f"training.duration={self.setup.config.training.duration!r} is {self._part.total} steps, "
                 f"but the run has already done {restored.step}: give a longer one"
             )
+        if restored.metadata.get("num_replicas", num_replicas) != num_replicas:
+            restored = self._with_other_replicas(restored)
         # A resume from an older checkpoint must not leave a newer one to be found next time.
         self._checkpoints.truncate(after=restored.step)
         return self.setup.place(restored.tree), restored.step, restored.metadata
+
+    def _with_other_replicas(self, restored):
+        before, weights = restored.metadata["num_replicas"], restored.metadata["replica_weights"]
+        self.setup.require_same_epochs(before)
+        tree = replica_count.restarted(restored.tree, self.setup.num_replicas, weights)
+        # At once, so that configuration and newest checkpoint agree.
+        self._checkpoints.save(restored.step, tree, self._metadata(restored.metadata["seconds"], restored.metadata["window"]))
+        return restored._replace(tree=tree)
+
+    def _metadata(self, seconds, window):
+        setup = self.setup
+        weights = list(setup.replica_weights or ()) or None
+        return {"seconds": seconds, "window": list(window), "num_replicas": setup.num_replicas, "replica_weights": weights}
+
+    def _log_restart(self, metadata):
+        now = self.setup.num_replicas
+        before = metadata.get("num_replicas", now)
+        if before != now:
+            _logger.warning(
+                "%d replicas instead of %d: all of them restart from the outer weights of step %d, with the mean of the optimizers' states",
+                now, before, self.first,
+            )
+            self.write(self.first, "restart", {"num_replicas": now, "num_replicas_before": before})
 
     def run(
         self, *, before: Sequence[Event] = (), after: Sequence[Event] = (), should_stop: Callable[[], bool]
@@ -158,7 +188,7 @@ class Session:
         """Stores the state, and which steps the window holds; durable when it returns."""
         self.require_finite(state)
         with self.clock.activity("checkpoint"):
-            self._checkpoints.save(done, state, {"seconds": self.clock.seconds(), "window": list(window)})
+            self._checkpoints.save(done, state, self._metadata(self.clock.seconds(), window))
         return state
 
     def __enter__(self) -> "Session":

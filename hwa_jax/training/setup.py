@@ -20,6 +20,7 @@ from hwa_jax.offline import Average, exponential_average
 from hwa_jax.online import with_online_average
 from hwa_jax.storage.safetensors import load_weights
 from hwa_jax.training.config import validate
+from hwa_jax.training.devices import DATA, replica_mesh
 from hwa_jax.training.evaluation import Evaluator
 from hwa_jax.training.functional import FunctionalModel, as_pairs, from_nnx, from_pairs
 from hwa_jax.training.optimizers import make_optimizer, make_outer_optimizer, make_schedule, with_replica_weights
@@ -39,7 +40,7 @@ class Setup:
         model: the network as pure functions.
         schedule: step -> learning rate.
         periods: all lengths in steps.
-        mesh: the devices.
+        mesh: the devices; replicas along its axis "device", batches along "data" if it has that one.
         evaluator: weights and a split -> metrics.
         optimizer: the inner one wrapped in what the algorithm does at every step.
         num_replicas: K of HWA, N of SWAMP.
@@ -107,7 +108,7 @@ class Setup:
         step = make_step(
             self.model, self.optimizer, mean=self.dataset.mean, std=self.dataset.std,
             augment={"crop_padding": self.config.data.crop_padding, "flip": self.config.data.flip},
-            label_smoothing=self.config.training.label_smoothing, ema=self.ema,
+            label_smoothing=self.config.training.label_smoothing, ema=self.ema, data_axis=_data_axis(self.mesh),
         )
         mapped = particles.vectorize(step, in_axes=(STATE_AXES, 0, None, None, None), out_axes=STATE_AXES, mesh=self.mesh)
 
@@ -124,6 +125,19 @@ class Setup:
         """Of the configuration; automatic is 1 on a CPU, elsewhere 0, `loop.run`'s own choice."""
         automatic = 1 if self.mesh.devices.flat[0].platform == "cpu" else 0
         return self.config.training.steps_per_call or automatic
+
+    def require_same_epochs(self, num_replicas: int) -> None:
+        """Refuses to go on with a run of another number of replicas if its epochs had another length.
+
+        Raises:
+            UserError: they had; partitioned data are shared among the replicas.
+        """
+        length = batches.steps_per_epoch(self.dataset.train.num_examples, self.config.training.batch_size, num_replicas, self.data_mode)
+        if length != self.periods.epoch:
+            raise UserError(
+                f"hwa.num_replicas={self.num_replicas}: the run has {num_replicas}, and with hwa.data_mode={self.data_mode!r} an epoch would "
+                f"have {self.periods.epoch} steps instead of {length}: give {num_replicas}, or choose another --workdir"
+            )
 
     @functools.cached_property
     def epoch_indices(self):
@@ -205,7 +219,7 @@ def prepare(config: ConfigDict) -> Setup:
     """
     validate(config)
     dataset, hwa = load_dataset(config), config.hwa
-    mesh = _mesh(config)
+    mesh = replica_mesh(config)
     steps_per_epoch = batches.steps_per_epoch(
         dataset.train.num_examples, config.training.batch_size, hwa.num_replicas, hwa.data_mode
     )
@@ -249,7 +263,7 @@ def pieces(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> dic
     model = from_nnx(lambda rngs: models.create(
         config.model.name, num_classes=dataset.num_classes, input_shape=dataset.train.image_shape,
         norm=config.model.norm or None, dtype=jnp.dtype(config.model.dtype), rngs=rngs,
-    ))
+    ), data_axis=_data_axis(mesh))
     replicated = NamedSharding(mesh, PartitionSpec())
     sample = dataset.train.select(np.arange(min(config.evaluation.train_examples, dataset.train.num_examples)))
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test, "train_sample": sample}
@@ -260,24 +274,5 @@ def pieces(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> dic
     }
 
 
-def num_devices(config: ConfigDict) -> int:
-    """How many devices the configuration asks for.
-
-    Raises:
-        UserError: more than JAX sees; or fewer, with several processes.
-    """
-    seen = len(jax.devices())
-    if config.num_devices > seen:
-        raise UserError(f"num_devices={config.num_devices}: JAX sees {seen} devices, give at most {seen}")
-    if jax.process_count() > 1 and 0 < config.num_devices < seen:
-        raise UserError(f"num_devices={config.num_devices}: several processes use all of their {seen} devices, give 0")
-    return config.num_devices or seen
-
-
-def _mesh(config):
-    wanted = num_devices(config)
-    if config.hwa.num_replicas % wanted:
-        raise UserError(
-            f"hwa.num_replicas={config.hwa.num_replicas}: must be a multiple of the {wanted} devices; set num_devices to a divisor"
-        )
-    return particles.device_mesh(jax.devices()[:wanted])
+def _data_axis(mesh):
+    return DATA if DATA in mesh.shape else None

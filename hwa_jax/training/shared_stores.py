@@ -40,12 +40,13 @@ class SharedCheckpoints:
         processes.on_leader(lambda: self._store.save(step, tree, metadata))
 
     def restore(self, like: Any) -> Restored | None:
-        """As `CheckpointStore.restore`, of the newest whole one."""
+        """As `CheckpointStore.restore`, of the newest whole one; `like` is a tree, or makes one from the metadata."""
         restored = processes.on_leader(lambda: self._store.restore(like=like))
         found = processes.from_leader(lambda: restored and [restored.step, restored.metadata])
         if found is None:
             return None
         step, metadata = found
+        like = like(metadata) if callable(like) else like
         return Restored(step, processes.share(restored and restored.tree, like), metadata)
 
     def truncate(self, after: int) -> None:

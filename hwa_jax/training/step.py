@@ -71,6 +71,7 @@ def make_step(
     augment: dict[str, Any],
     label_smoothing: float = 0.0,
     ema: Average | None = None,
+    data_axis: str | None = None,
 ) -> Callable[[TrainState, jax.Array, Split, jax.Array, dict[str, Any]], TrainState]:
     """The step of one particle: batch, augmentation, gradient, update, sums.
 
@@ -81,11 +82,14 @@ def make_step(
         augment: arguments of `augmentation.augment`.
         label_smoothing: in [0, 1), mass spread evenly over all classes.
         ema: an exponential average to keep.
+        data_axis: a bound mesh axis whose devices share the particle's batch: each takes its rows, and loss and
+            gradient are the means of all. The model pools its BatchNorm moments over it (`from_nnx(data_axis=...)`).
 
     Returns:
         step(state, indices [steps per epoch, batch], split on the device, key, extra) -> state; extra: more
         arguments of the optimizer's update. Inside `particles.vectorize` the key is folded with
-        particle, epoch and step, so the numbers drawn depend on nothing else.
+        particle, epoch and step, so the numbers drawn depend on nothing else; but what the model draws within
+        its layers, on the devices that share the batch too.
     """
 
     def losses(params, batch_stats, images, labels, key):
@@ -99,16 +103,28 @@ def make_step(
         epoch, position = state.step // steps_per_epoch, state.step % steps_per_epoch
         key = jax.random.fold_in(jax.random.fold_in(key, jax.lax.axis_index(PARTICLES)), epoch)
         augment_key, model_key = jax.random.split(jax.random.fold_in(key, position))
-        images, labels = batches.gather(split, jax.lax.dynamic_index_in_dim(indices, position, keepdims=False))
-        images = augmentation.normalize(augmentation.augment(augment_key, images, **augment), mean, std)
+        batch = jax.lax.dynamic_index_in_dim(indices, position, keepdims=False)
+        mine, first = batch, 0
+        if data_axis is not None:
+            mine, first = batches.share(batch, data_axis)
+            model_key = jax.random.fold_in(model_key, first)
+        images, labels = batches.gather(split, mine)
+        images = augmentation.augment(augment_key, images, first=first, batch_size=batch.shape[0], **augment)
+        images = augmentation.normalize(images, mean, std)
 
-        def gradient(params, _):
-            return jax.grad(lambda p: losses(p, state.batch_stats, images, labels, model_key)[0])(params)
+        def of_batch(params):
+            (loss, (batch_stats, correct)), gradients = jax.value_and_grad(losses, has_aux=True)(
+                params, state.batch_stats, images, labels, model_key
+            )
+            if data_axis is not None:
+                loss, gradients = jax.lax.pmean((loss, gradients), data_axis)
+                correct = jax.lax.psum(correct, data_axis)
+            return gradients, loss, batch_stats, correct
 
-        (loss, (batch_stats, correct)), gradients = jax.value_and_grad(losses, has_aux=True)(
-            state.params, state.batch_stats, images, labels, model_key
+        gradients, loss, batch_stats, correct = of_batch(state.params)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, grad_fn=lambda params, _: of_batch(params)[0], **extra
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, grad_fn=gradient, **extra)
         params = optax.apply_updates(state.params, updates)
         done = state.step + 1
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
