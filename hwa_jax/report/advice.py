@@ -82,8 +82,8 @@ def _costs(job, swamp):
     cost = trial_cost(job)
     yield (f"Plain training, plain and offline averaging {job.num_replicas} times as long, and HWA, each {job.num_epochs} epochs, {TRIAL_SEEDS} seeds, "
            f"{TUNED_RATES} rates tuned on one more:")
-    yield f"{_hours(cost.one_machine)} on one machine that computes the replicas in turn, "
-           f"{_hours(cost.replicas_at_once)} with {job.num_replicas} at once."
+    yield (f"{_hours(cost.one_machine)} on one machine that computes the replicas in turn, "
+           f"{_hours(cost.replicas_at_once)} with {job.num_replicas} at once.")
     if swamp:
         num_particles, sparsity = swamp
         yield (f"One run of SWAMP to {sparsity:.1%} with {num_particles} particles: {_hours(swamp_seconds(job, num_particles, sparsity))} one after another, "
