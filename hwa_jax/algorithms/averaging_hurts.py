@@ -52,20 +52,16 @@ def default_study() -> ConfigDict:
     config.cases = ConfigDict({
         "healthy": {},
         # The window holds every push of a training that is still learning fast.
-        "early": {"training": {"duration": "6 epochs"}, "optimizer": {"learning_rate": 0.01}, "hwa": {"window_size": 6}},
+        "early": {"training": {"duration": "6.5 epochs"}, "optimizer": {"learning_rate": 0.01}, "hwa": {"window_size": 7}},
         # Later pushes alone, but the network is still learning.
-        "long": {"optimizer": {"learning_rate": 0.005}, "hwa": {"window_size": 12, "offline_start": "3 epochs"}},
-        # The rate falls to a hundredth for the last fifth, the window reaches back to the high one.
-        "decay": {
-            "optimizer": {"learning_rate": 0.1}, "schedule": {"name": "step", "milestones": ("80%",), "factor": 0.01},
-            "hwa": {"window_size": 10, "offline_start": "5 epochs"},
-        },
-        # Averaged statistics instead of recomputed ones.
-        "stale": {"model": {"norm": "batch"}},
-        # The replicas meet once in five epochs, at a high rate; the end finds them apart.
+        "long": {"optimizer": {"learning_rate": 0.002}, "hwa": {"window_size": 12, "offline_start": "3 epochs"}},
+        # The window reaches back to the high rate.
+        "decay": {"schedule": {"name": "cosine"}, "hwa": {"window_size": 18, "offline_start": "2 epochs"}},
+        # The running statistics of the latest weights are left in place when the average is swapped in.
+        "stale": {"model": {"norm": "batch"}, "optimizer": {"learning_rate": 0.2}, "hwa": {"window_size": 16}},
+        # The replicas never meet before the end.
         "apart": {
-            "training": {"duration": "19 epochs"}, "optimizer": {"learning_rate": 0.1},
-            "hwa": {"num_replicas": 4, "sync_period": "5 epochs", "window_size": 2},
+            "training": {"duration": "9.5 epochs"}, "optimizer": {"learning_rate": 0.1}, "hwa": {"num_replicas": 4, "sync_period": "20 epochs"},
         },
     })
     return config.lock()
@@ -82,7 +78,7 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
     Returns:
         One dictionary per subject, case and seed, with "pushes" (rows "health" of the log, and "test_gap", "test_gap_error",
         "test_stale_gap" beside them), "by_size" (gap on the test split by window length), "path" (between the window's ends),
-        "accuracy" of latest, average and chosen average on the test split, and "replicas", the last gap between mean and replicas.
+        "accuracy" of latest, average, chosen average and the one with stale statistics on the test split, and "replicas", the last gap between mean and replicas.
 
     Raises:
         UserError: as `hwa.train`, or a field of the study does not fit.
@@ -137,7 +133,9 @@ def _cell(config, subject, case, seed, directory):
         by_size = [{"window_size": size, "test_gap": _gap(done, size, total)[0]} for size in sizes]
         # On validation, as `hwa.window_size="auto"` chooses among all members.
         best = max(sizes, key=lambda size: _quality(done, size, total))
-        accuracy = {name: _accuracy(done, size) for name, size in (("latest", 1), ("average", size), ("chosen", best))}
+        weights = {name: _average(done, members, total) for name, members in (("latest", 1), ("average", size), ("chosen", best))}
+        weights["stale"] = _with_stale_statistics(done, weights["average"], total)
+        accuracy = {name: setup.evaluator.one(*these, done.split)["accuracy"] for name, these in weights.items()}
         path = _path(done, size, config.positions)
     return {
         "subject": subject, "role": config.subjects[subject].role, "case": case, "seed": seed,
@@ -159,10 +157,11 @@ def _gap(done, size, upto):
 def _truth(done, size, upto):
     gap, error = _gap(done, size, upto)
     found = {"test_gap": gap, "test_gap_error": error, "test_stale_gap": None}
-    params, batch_stats = done.window.mean(size=size, upto=upto)
-    if batch_stats:
-        fresh, stale = (done.setup.evaluator.one(*weights, done.split)["nll"] for weights in (_average(done, size, upto), (params, batch_stats)))
-        found["test_stale_gap"] = stale - fresh
+    fresh = _average(done, size, upto)
+    if fresh.batch_stats:
+        stale = _with_stale_statistics(done, fresh, upto)
+        with_stale, with_fresh = (done.setup.evaluator.one(*weights, done.split)["nll"] for weights in (stale, fresh))
+        found["test_stale_gap"] = with_stale - with_fresh
     return found
 
 
@@ -171,8 +170,9 @@ def _quality(done, size, upto):
     return metrics["accuracy"], -metrics["nll"]
 
 
-def _accuracy(done, size):
-    return done.setup.evaluator.one(*_average(done, size, done.setup.periods.total), done.split)["accuracy"]
+def _with_stale_statistics(done, average, upto):
+    """The running statistics of the latest weights instead of its own."""
+    return average._replace(batch_stats=done.window.mean(size=1, upto=upto).batch_stats)
 
 
 def _path(done, size, num_positions):

@@ -99,7 +99,7 @@ class HealthWatch:
             rate_ratio=float(setup.schedule(done - 1) / max(setup.schedule(members[0] - 1), np.finfo(np.float32).tiny)),
             holds_first=members[0] == self._first_push,
             online_gap=None if self._inner_loss is None else float(latest_loss.mean() - self._inner_loss), cosine=self._cosine,
-            stale_gap=self._stale_gap(done, choice.window_size, loss.mean()), **self._ends(members),
+            stale_gap=self._stale_gap(choice.weights.params, batch_stats, loss.mean()), **self._ends(members),
         )
 
     @functools.cached_property
@@ -107,12 +107,11 @@ class HealthWatch:
         periods = self._setup.periods
         return next(done for done in range(1, periods.total + 1) if periods.is_push(done))
 
-    def _stale_gap(self, done, size, loss):
-        params, batch_stats = self._window.mean(size=size, upto=done)
+    def _stale_gap(self, params, batch_stats, loss):
+        """What it costs to leave the latest weights' running statistics in place."""
         if not jax.tree.leaves(batch_stats):
             return None
-        stale = jax.device_put(Weights(params, batch_stats), self._setup.replicated)
-        return self._setup.evaluator.one(*stale, self._setup.validation)["nll"] - float(loss)
+        return self._setup.evaluator.one(params, batch_stats, self._setup.validation)["nll"] - float(loss)
 
     def _ends(self, members):
         """What lies between the oldest and the newest member."""

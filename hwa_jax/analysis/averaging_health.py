@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Standard errors of a paired difference beyond which it is not chance: 3 since it is asked after every push, tens of times in a run.
+# Standard errors of a paired difference beyond which it is not chance. It is asked after every push: at 2, healthy trainings of the
+# subjects for setting (configs/averaging_hurts.py) were called worse that were not on the test split.
 SIGNIFICANT = 3.0
 # The error barrier below which Frankle et al. (2020, section 2) call two networks linearly connected.
 CONNECTED = 0.02
@@ -37,8 +38,8 @@ class Health(NamedTuple):
         cosine: between the replicas' movements in this cycle, the mean over pairs; None with one replica, where H is 1, or where the run was
             resumed within the cycle.
         online_gap: loss of the outer weights minus the mean of the replicas' one step before, nats; None likewise.
-        stale_gap: loss of the averaged weights with averaged instead of recomputed BatchNorm statistics minus that with
-            recomputed ones, nats; None without BatchNorm.
+        stale_gap: loss of the averaged weights with the latest weights' running BatchNorm statistics, as a program has them that swaps
+            the weights alone, minus that with recomputed ones, nats; None without BatchNorm.
     """
 
     gap: float
@@ -81,7 +82,7 @@ def warnings(health: Health) -> dict[str, str]:
         found["apart"] = (f"the mean of the replicas is worse than they are ({health.online_gap:+.4f} nats on held-out images): they drift apart, "
                           "synchronize more often (hwa.sync_period) or lower optimizer.learning_rate")
     if health.stale_gap is not None and health.stale_gap > STALE:
-        found["stale"] = (f"with BatchNorm statistics that were averaged, not recomputed, the average is worse by {health.stale_gap:.4f} nats: "
+        found["stale"] = (f"with the latest weights' BatchNorm statistics instead of its own the average is worse by {health.stale_gap:.4f} nats: "
                           "recompute them on training images wherever these weights are used, as the files of this run have them")
     return found
 

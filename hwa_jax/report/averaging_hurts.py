@@ -18,13 +18,13 @@ from hwa_jax.training.environment import environment
 
 CASES = {
     "healthy": "constant rate, the window holds the last 8 of 20 pushes.",
-    "early": "started too early: 6 epochs at a low rate, and every push of them is averaged, also those from before the network had learned much. "
+    "early": "started too early: 6.5 epochs at the rate 0.01, and every push of them is averaged, also those from before the network had learned much. "
     "The loss falls along the segment from the oldest to the newest member, and the average lies on the way.",
-    "long": "window too long: pushes of the first epochs are left out, but at a low rate the network is still learning, and 12 pushes reach back too far.",
-    "decay": "rate decayed too fast: it falls to a hundredth for the last fifth of the training, and the window reaches back to weights of the high rate. "
-    "The late weights sit at the bottom already; the early ones only add their distance from it.",
-    "stale": "BatchNorm statistics averaged along with the weights instead of recomputed: they describe the activations of the members, not of their average.",
-    "apart": "replicas that meet too seldom: K = 4, H = 5 epochs at a high rate; the mean of the replicas is worse than they are.",
+    "long": "window too long: pushes of the first epochs are left out, but at the rate 0.002 the network is still learning, and 12 pushes reach back too far.",
+    "decay": "rate decayed too fast: a cosine, of which the window holds all but the first two epochs. The late weights hardly move any more, so there is no noise left "
+    "to average away; the early ones only add their distance.",
+    "stale": "the average is swapped in, and the BatchNorm statistics of the latest weights stay: they describe activations that the average does not have. Rate 0.2, I = 16.",
+    "apart": "replicas that meet too seldom: K = 4 at the rate 0.1, which are averaged once, after 9.5 epochs; their mean is worse than they are.",
 }
 # Names of warnings that say that the average over time is worse than the latest weights.
 OVER_TIME = ("early", "long", "decay", "basins")
@@ -33,7 +33,7 @@ _CLEAR = 2.0
 
 _HOW_TO_READ = f"""\
 Latest: the outer weights of the last push. Average: the mean of the last I. Chosen: the mean of as many members as did best on validation,
-which costs no training. Accuracies are on the test split, differences paired by seed, with 95 % confidence intervals (Student's t). "The watch said"
+which costs no training. Stale: the average with the latest weights' BatchNorm statistics, the same as the average without BatchNorm. Accuracies are on the test split, differences paired by seed, with 95 % confidence intervals (Student's t). "The watch said"
 counts the seeds in which the watch over averages named a cause after the last push; the watch sees the validation split only.
 
 The watch's thresholds: {SIGNIFICANT:g} standard errors of the paired gap in loss between average and latest; an error barrier of {100 * CONNECTED:g} points;
@@ -44,7 +44,7 @@ _ALARMS = f"""\
 Every push of every training with two members or more, case by case only in the plots. Worse is what the test split shows: the average's loss is
 above that of the latest weights by more than {_CLEAR:g} standard errors; not worse: it is not above it; else it is unclear. A false alarm is one where the
 average is not worse, a missed one is silence where it is. For statistics that were not recomputed ("stale") worse means more than {STALE:g} nats on the test split, and
-for replicas that are apart, which can be checked after the last step of that case alone, more than {APART:g}."""
+for replicas that are apart, which can be checked after the last step alone (elsewhere they have just been averaged), more than {APART:g}."""
 
 
 def write_report(cells: Sequence[Mapping], directory: Path, *, title: str, meta: Mapping) -> Path:
@@ -81,17 +81,15 @@ def case_table(cells: Sequence[Mapping]) -> str:
     """A row per subject and case: accuracies, differences, and what the watch said after the last push."""
     rows = []
     for (subject, case), seeds in _grouped(cells).items():
-        accuracy = {
-            name: {seed: 100 * cell["accuracy"][name] for seed, cell in seeds.items()} for name in ("latest", "average", "chosen")
-        }
+        accuracy = {name: {seed: 100 * cell["accuracy"][name] for seed, cell in seeds.items()} for name in ("latest", "average", "chosen", "stale")}
         rows.append([
             subject, case, format_interval(mean_ci(accuracy["latest"].values())),
-            *(format_interval(paired_difference(accuracy[name], accuracy["latest"]), signed=True) for name in ("average", "chosen")),
+            *(format_interval(paired_difference(accuracy[name], accuracy["latest"]), signed=True) for name in ("average", "chosen", "stale")),
             f"{np.mean([cell['test_gap'] for cell in map(_last, seeds.values())]):+.4f}",
             ", ".join(str(cell["chosen"]) for cell in seeds.values()), f"{next(iter(seeds.values()))['window_size']}", _said(seeds.values()),
         ])
-    header = ["subject", "case", "latest, %", "average - latest, points", "chosen - latest, points", "average - latest, nats", "chosen I", "I", "the watch said"]
-    return markdown_table(header, rows, "llrrrrrrl")
+    header = ["subject", "case", "latest, %", "average - latest, points", "chosen - latest", "stale - latest", "average - latest, nats", "chosen I", "I", "the watch said"]
+    return markdown_table(header, rows, "llrrrrrrrl")
 
 
 def alarms(cells: Sequence[Mapping]) -> list[dict[str, Any]]:
