@@ -113,11 +113,16 @@ def test_an_average_from_the_start_is_named_once(tmp_path, caplog):
     assert line.startswith(f"averaging, step {alarmed[0]}: ") and "start later (hwa.offline_start)" in line
 
 
-def test_one_replica_has_no_replicas_to_compare(tmp_path):
-    train(tmp_path / "run", WATCHED | {"hwa.num_replicas": 1, "model.norm": "batch", "model.name": "cnn_s", "training.duration": "8 steps"})
-    found = rows(tmp_path / "run", kind="health")
-    assert all(row["cosine"] is None and row["online_gap"] is None for row in found)
-    assert all(isinstance(row["stale_gap"], float) for row in found)
+def test_one_replica_with_batch_norm(tmp_path):
+    fields = WATCHED | {"hwa.num_replicas": 1, "model.norm": "batch", "training.duration": "8 steps"}
+    results = train(tmp_path / "run", fields)
+    first, last = rows(tmp_path / "run", kind="health")
+    assert all(row["cosine"] is None and row["online_gap"] is None for row in (first, last))
+    # The average of two pushes with the running statistics of the second.
+    setup = small_setup(fields)
+    with open_window(setup, tmp_path / "run") as window:
+        stale = setup.evaluator.one(window.mean().params, window.member(8).batch_stats, setup.validation)["nll"]
+    assert last["stale_gap"] == pytest.approx(stale - results["final"]["hwa"]["validation"]["nll"], rel=1e-3, abs=1e-5)
 
 
 def test_nothing_is_compiled_after_the_second_push(tmp_path, monkeypatch):
@@ -131,7 +136,7 @@ def test_nothing_is_compiled_after_the_second_push(tmp_path, monkeypatch):
     monkeypatch.setattr(Session, "checkpoint", last_event)
     every = {field: "6 steps" for field in ("hwa.sync_period", "evaluation.every", "logging.every", "checkpoint.every")}
     with compilations() as names:
-        train(tmp_path / "run", {**WATCHED, **every, "training.duration": "24 steps", "model.norm": "batch", "model.name": "cnn_s"})
+        train(tmp_path / "run", {**WATCHED, **every, "training.duration": "24 steps", "model.norm": "batch"})
     assert list(compiled_by) == [6, 12, 18, 24] and compiled_by[12] > 0
     assert names[compiled_by[12]: compiled_by[24]] == []
 

@@ -78,7 +78,8 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
     Returns:
         One dictionary per subject, case and seed, with "pushes" (rows "health" of the log, and "test_gap", "test_gap_error",
         "test_stale_gap" beside them), "by_size" (gap on the test split by window length), "path" (between the window's ends),
-        "accuracy" of latest, average, chosen average and the one with stale statistics on the test split, and "replicas", the last gap between mean and replicas.
+        "accuracy" of latest, average, chosen average and the one with stale statistics on the test split, and "replicas", the
+        last gap between mean and replicas.
 
     Raises:
         UserError: as `hwa.train`, or a field of the study does not fit.

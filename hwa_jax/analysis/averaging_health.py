@@ -96,8 +96,8 @@ def _cause(health):
         return "basins", (f"between the window's ends lies a barrier of {100 * health.error_barrier:.1f} points; shorten hwa.window_size, or lower "
                           "optimizer.learning_rate")
     if health.holds_first:
-        return "early", ("the window still holds the first weights, from before the network had settled; start later (hwa.offline_start), or train on until they "
-                         "have left it")
+        return "early", ("the window still holds the first weights, from before the network had settled; start later (hwa.offline_start), or "
+                         "train on until they have left it")
     return "long", "the window reaches back to weights that were worse; shorten hwa.window_size, or let it be chosen ('auto')"
 
 

@@ -18,12 +18,14 @@ from hwa_jax.training.environment import environment
 
 CASES = {
     "healthy": "constant rate, the window holds the last 8 of 20 pushes.",
-    "early": "started too early: 6.5 epochs at the rate 0.01, and every push of them is averaged, also those from before the network had learned much. "
-    "The loss falls along the segment from the oldest to the newest member, and the average lies on the way.",
-    "long": "window too long: pushes of the first epochs are left out, but at the rate 0.002 the network is still learning, and 12 pushes reach back too far.",
-    "decay": "rate decayed too fast: a cosine, of which the window holds all but the first two epochs. The late weights hardly move any more, so there is no noise left "
-    "to average away; the early ones only add their distance.",
-    "stale": "the average is swapped in, and the BatchNorm statistics of the latest weights stay: they describe activations that the average does not have. Rate 0.2, I = 16.",
+    "early": "started too early: 6.5 epochs at the rate 0.01, and every push of them is averaged, also those from before the network had learned "
+    "much. The loss falls along the segment from the oldest to the newest member, and the average lies on the way.",
+    "long": "window too long: pushes of the first epochs are left out, but at the rate 0.002 the network is still learning, and 12 pushes reach "
+    "back too far.",
+    "decay": "rate decayed too fast: a cosine, of which the window holds all but the first two epochs. The late weights hardly move any more, so "
+    "there is no noise left to average away; the early ones only add their distance.",
+    "stale": "the average is swapped in, and the BatchNorm statistics of the latest weights stay: they describe activations that the average does "
+    "not have. Rate 0.2, I = 16.",
     "apart": "replicas that meet too seldom: K = 4 at the rate 0.1, which are averaged once, after 9.5 epochs; their mean is worse than they are.",
 }
 # Names of warnings that say that the average over time is worse than the latest weights.
@@ -32,19 +34,21 @@ OVER_TIME = ("early", "long", "decay", "basins")
 _CLEAR = 2.0
 
 _HOW_TO_READ = f"""\
-Latest: the outer weights of the last push. Average: the mean of the last I. Chosen: the mean of as many members as did best on validation,
-which costs no training. Stale: the average with the latest weights' BatchNorm statistics, the same as the average without BatchNorm. Accuracies are on the test split, differences paired by seed, with 95 % confidence intervals (Student's t). "The watch said"
-counts the seeds in which the watch over averages named a cause after the last push; the watch sees the validation split only.
+Latest: the outer weights of the last push. Average: the mean of the last I. Chosen: the mean of as many members as did best on validation, which
+costs no training. Stale: the average with the latest weights' BatchNorm statistics, the same as the average without BatchNorm. Accuracies are on the
+test split, differences paired by seed, with 95 % confidence intervals (Student's t). "The watch said" counts the seeds in which the watch over averages
+named a cause after the last push; the watch sees the validation split only.
 
-The watch's thresholds: {SIGNIFICANT:g} standard errors of the paired gap in loss between average and latest; an error barrier of {100 * CONNECTED:g} points;
-a rate fallen below {100 * RATE_FELL:g} % of that at the window's oldest member; {STALE:g} nats for statistics that were not recomputed; {APART:g} nats between
-the mean of the replicas and the replicas. None was changed after the trainings for judging were made."""
+The watch's thresholds: {SIGNIFICANT:g} standard errors of the paired gap in loss between average and latest; an error barrier of
+{100 * CONNECTED:g} points; a rate fallen below {100 * RATE_FELL:g} % of that at the window's oldest member; {STALE:g} nats for statistics that were not
+recomputed; {APART:g} nats between the mean of the replicas and the replicas. None was changed after the trainings for judging were made."""
 
 _ALARMS = f"""\
-Every push of every training with two members or more, case by case only in the plots. Worse is what the test split shows: the average's loss is
-above that of the latest weights by more than {_CLEAR:g} standard errors; not worse: it is not above it; else it is unclear. A false alarm is one where the
-average is not worse, a missed one is silence where it is. For statistics that were not recomputed ("stale") worse means more than {STALE:g} nats on the test split, and
-for replicas that are apart, which can be checked after the last step alone (elsewhere they have just been averaged), more than {APART:g}."""
+Every push of every training with two members or more. Worse is what the test split shows: the average's loss is above that of the latest weights by
+more than {_CLEAR:g} standard errors; not worse: it is not above it; else it is unclear. A false alarm is one where the average is not worse, a missed one is
+silence where it is. Pushes of one training are not independent of each other. For statistics that were not recomputed ("stale") worse means more than
+{STALE:g} nats on the test split, and for replicas that are apart, which can be checked after the last step alone (elsewhere they have just been
+averaged), more than {APART:g}."""
 
 
 def write_report(cells: Sequence[Mapping], directory: Path, *, title: str, meta: Mapping) -> Path:
@@ -88,7 +92,9 @@ def case_table(cells: Sequence[Mapping]) -> str:
             f"{np.mean([cell['test_gap'] for cell in map(_last, seeds.values())]):+.4f}",
             ", ".join(str(cell["chosen"]) for cell in seeds.values()), f"{next(iter(seeds.values()))['window_size']}", _said(seeds.values()),
         ])
-    header = ["subject", "case", "latest, %", "average - latest, points", "chosen - latest", "stale - latest", "average - latest, nats", "chosen I", "I", "the watch said"]
+    header = [
+        "subject", "case", "latest, %", "average - latest, points", "chosen - latest", "stale - latest", "average - latest, nats", "chosen I", "I", "the watch said",
+    ]
     return markdown_table(header, rows, "llrrrrrrrl")
 
 
@@ -177,19 +183,21 @@ def _ends_table(cells):
             mean(lambda cell: cell["path"]["loss"][-1]), mean(lambda cell: _last(cell)["rate_ratio"]), mean(lambda cell: _last(cell)["cosine"]),
             mean(lambda cell: cell["replicas"], 4), mean(lambda cell: _last(cell)["test_stale_gap"], 4),
         ])
-    header = ["case", "oldest member, nats", "half way", "newest", "rate now / at the oldest", "cosine of replicas' movements", "mean - replicas, nats", "stale, nats"]
+    header = [
+        "case", "oldest member, nats", "half way", "newest", "rate now / at the oldest", "cosine of replicas' movements", "mean - replicas, nats",
+        "stale, nats",
+    ]
     return markdown_table(header, rows, "lrrrrrrr")
 
 
 def _plots(subject, cells, directory):
     by_case = {case: seeds for (_, case), seeds in _grouped(cells).items()}
     growing = [
-        Series(case, {seed: ([push["epoch"] for push in cell["pushes"]], [push["test_gap"] for push in cell["pushes"]]) for seed, cell in seeds.items()}, style)
+        Series(case, {seed: _line(cell["pushes"], "epoch") for seed, cell in seeds.items()}, style)
         for style, (case, seeds) in enumerate(by_case.items())
     ]
     sizes = [
-        Series(case, {seed: ([point["window_size"] for point in cell["by_size"]], [point["test_gap"] for point in cell["by_size"]])
-                      for seed, cell in seeds.items()}, style)
+        Series(case, {seed: _line(cell["by_size"], "window_size") for seed, cell in seeds.items()}, style)
         for style, (case, seeds) in enumerate(by_case.items())
     ]
     ends = [
@@ -200,3 +208,7 @@ def _plots(subject, cells, directory):
     yield curves(sizes, directory / f"sizes_{subject}.png", "window length I, pushes, after the last", gap, f"{subject}: other windows of the same trainings",
                  zero_line=True)
     yield analysis_plots.segments(ends, directory / f"ends_{subject}.png", f"{subject}: between the window's ends, on the test split, first seed")
+
+
+def _line(points, x):
+    return [point[x] for point in points], [point["test_gap"] for point in points]
