@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from hwa_jax.algorithms import averaging_hurts
-from hwa_jax.report.averaging_hurts import alarms_table, write_report
+from hwa_jax.report.averaging_hurts import alarms_table, write_study
 from hwa_jax.training import program
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, see configs/averaging_hurts.py")
@@ -22,7 +22,7 @@ def main() -> None:
     config, directory = _CONFIG.value, _WORKDIR.value
     program.enable_compilation_cache(f"{directory}.compiled")
     cells = averaging_hurts.run(config, directory, overwrite=_OVERWRITE.value)
-    report = write_report(cells, directory, title=config.title, meta={
+    report = write_study(cells, directory, title=config.title, meta={
         "description": config.description, "command": program.command_line(),
     })
     print(alarms_table(cells))

@@ -9,8 +9,6 @@ import pytest
 from hwa_jax.algorithms.hwa import open_window
 from hwa_jax.analysis import averaging_health
 from hwa_jax.analysis.averaging_health import Health, movement_cosine, warnings
-from hwa_jax.training.session import Session
-from compilations import compilations
 from training_runs import (  # noqa: F401
     by_path, checkpoint, compilation_cache_dir, compiled_once, exported, rows, small_setup, train,
 )
@@ -123,22 +121,6 @@ def test_one_replica_with_batch_norm(tmp_path):
     with open_window(setup, tmp_path / "run") as window:
         stale = setup.evaluator.one(window.mean().params, window.member(8).batch_stats, setup.validation)["nll"]
     assert last["stale_gap"] == pytest.approx(stale - results["final"]["hwa"]["validation"]["nll"], rel=1e-3, abs=1e-5)
-
-
-def test_nothing_is_compiled_after_the_second_push(tmp_path, monkeypatch):
-    checkpoint_of, compiled_by = Session.checkpoint, {}
-
-    def last_event(session, done, *args):
-        state = checkpoint_of(session, done, *args)
-        compiled_by[done] = len(names)
-        return state
-
-    monkeypatch.setattr(Session, "checkpoint", last_event)
-    every = {field: "6 steps" for field in ("hwa.sync_period", "evaluation.every", "logging.every", "checkpoint.every")}
-    with compilations() as names:
-        train(tmp_path / "run", {**WATCHED, **every, "training.duration": "24 steps", "model.norm": "batch"})
-    assert list(compiled_by) == [6, 12, 18, 24] and compiled_by[12] > 0
-    assert names[compiled_by[12]: compiled_by[24]] == []
 
 
 WORSE = Health(gap=0.1, gap_error=0.01, accuracy_gap=-0.02, ends_gap=0.3, error_barrier=0.1, valley=-0.05)

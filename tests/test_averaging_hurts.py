@@ -9,7 +9,7 @@ from hwa_jax.algorithms import averaging_hurts, hwa
 from hwa_jax.errors import UserError
 from hwa_jax.report.averaging_hurts import alarms, alarms_table, case_table
 from pictures import decoded
-from programs import call
+from programs import call, config_file
 from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -40,15 +40,8 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    file = tmp_path_factory.mktemp("config") / "config.py"
-    file.write_text(f"import sys\nsys.path.insert(0, {str(__file__.rpartition('/')[0])!r})\nfrom test_averaging_hurts import tiny as get_config\n")
-    return file
-
-
-@pytest.fixture(scope="module")
-def ended(directory, config_file, compiled_once):  # noqa: F811
-    return call("when_averaging_hurts.py", f"--config={config_file}", f"--workdir={directory}")
+def ended(directory, compiled_once):  # noqa: F811
+    return call("when_averaging_hurts.py", f"--config={config_file(directory.parent, 'test_averaging_hurts')}", f"--workdir={directory}")
 
 
 @pytest.fixture(scope="module")

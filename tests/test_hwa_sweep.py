@@ -14,7 +14,7 @@ from hwa_jax.report.heat_maps import HeatMap, heat_maps
 from hwa_jax.report.sweep import Setting, accuracies, best_table, region, write_sweep
 from hwa_jax.training.weights import recalibrated
 from pictures import decoded
-from programs import call
+from programs import call, config_file
 from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -105,8 +105,7 @@ def test_the_report_has_heat_maps_of_every_cut(cells, tmp_path):
 
 
 def test_the_program(tmp_path):
-    file = tmp_path / "config.py"
-    file.write_text(f"import sys\nsys.path.insert(0, {str(__file__.rpartition('/')[0])!r})\nfrom test_hwa_sweep import tiny as get_config\n")
+    file = config_file(tmp_path, "test_hwa_sweep")
     ended = call("sweep_hwa.py", f"--config={file}", f"--workdir={tmp_path / 'run'}", "--config.seeds=(0,)", "--config.num_replicas=(1,)")
     assert ended.code == 0 and "| schedule |" in ended.stdout and (tmp_path / "run" / "report.md").exists()
 

@@ -5,7 +5,7 @@ import pytest
 from hwa_jax.algorithms import swamp, swamp_sweep
 from hwa_jax.errors import UserError
 from hwa_jax.report.swamp_sweep import rows, sweep_table
-from programs import call
+from programs import call, config_file
 from pruning_runs import SMALL_PRUNING
 from training_runs import compilation_cache_dir, compiled_once, set_fields  # noqa: F401
 
@@ -71,8 +71,7 @@ def test_differences_by_hand():
 
 
 def test_the_program(directory, cells, tmp_path):
-    file = tmp_path / "config.py"
-    file.write_text(f"import sys\nsys.path.insert(0, {str(__file__.rpartition('/')[0])!r})\nfrom test_swamp_sweep import tiny as get_config\n")
+    file = config_file(tmp_path, "test_swamp_sweep")
     ended = call("sweep_swamp.py", f"--config={file}", f"--workdir={directory}")
     assert ended.code == 0 and "| num_particles" in ended.stdout
     text = (directory / "report.md").read_text()

@@ -9,12 +9,10 @@ import numpy as np
 
 from hwa_jax.analysis.averaging_health import APART, CONNECTED, RATE_FELL, SIGNIFICANT, STALE
 from hwa_jax.report import analysis_plots
-from hwa_jax.report.document import images, json_text, provenance
+from hwa_jax.report.document import images, write_report
 from hwa_jax.report.plots import Series, curves
 from hwa_jax.report.statistics import mean_ci, paired_difference
 from hwa_jax.report.tables import format_interval, format_number, markdown_table
-from hwa_jax.storage.atomic import write_text
-from hwa_jax.training.environment import environment
 
 CASES = {
     "healthy": "constant rate, the window holds the last 8 of 20 pushes.",
@@ -51,34 +49,22 @@ silence where it is. Pushes of one training are not independent of each other. F
 averaged), more than {APART:g}."""
 
 
-def write_report(cells: Sequence[Mapping], directory: Path, *, title: str, meta: Mapping) -> Path:
-    """Writes report.md, its plots and results.json; every file complete or absent, report.md last.
+def write_study(cells: Sequence[Mapping], directory: Path, *, title: str, meta: Mapping) -> Path:
+    """Writes report.md, its plots and results.json, as `document.write_report`.
 
     Args:
         cells: as `hwa_jax.algorithms.averaging_hurts.run` returns them; at least one.
-        directory: made if absent; files of the same names are replaced.
-        title: first line of the report.
-        meta: "description" becomes the opening paragraph and "command" a code block; the rest is listed.
-
-    Returns:
-        The path of report.md.
-
-    Raises:
-        UserError: a file cannot be written.
+        directory, title, meta: as there.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    machine = environment()
-    write_text(directory / "results.json", json_text({"meta": meta, "environment": machine, "cells": cells, "alarms": alarms(cells)}))
-    parts = [f"# {title}", meta["description"], "## Summary", case_table(cells), _HOW_TO_READ, "## Alarms", alarms_table(cells), _ALARMS, "## The cases"]
-    parts.append("\n".join(f"- **{case}**: {CASES[case]}" for case in _cases(cells) if case in CASES))
-    for subject in dict.fromkeys(cell["subject"] for cell in cells):
-        mine = [cell for cell in cells if cell["subject"] == subject]
-        parts += [f"## {subject}, for {mine[0]['role']}", *images(_plots(subject, mine, directory)), _ends_table(mine)]
-    parts += ["## How it was obtained", *provenance(cells, machine, meta)]
-    path = directory / "report.md"
-    write_text(path, "\n\n".join(parts) + "\n")
-    return path
+
+    def body(directory):
+        yield from ("## Summary", case_table(cells), _HOW_TO_READ, "## Alarms", alarms_table(cells), _ALARMS, "## The cases")
+        yield "\n".join(f"- **{case}**: {CASES[case]}" for case in dict.fromkeys(cell["case"] for cell in cells) if case in CASES)
+        for subject in dict.fromkeys(cell["subject"] for cell in cells):
+            mine = [cell for cell in cells if cell["subject"] == subject]
+            yield from (f"## {subject}, for {mine[0]['role']}", *images(_plots(subject, mine, directory)), _ends_table(mine))
+
+    return write_report(directory, body, title=title, cells=cells, meta=meta, alarms=alarms(cells))
 
 
 def case_table(cells: Sequence[Mapping]) -> str:
@@ -164,10 +150,6 @@ def _grouped(cells):
     for cell in cells:
         found.setdefault((cell["subject"], cell["case"]), {})[cell["seed"]] = cell
     return found
-
-
-def _cases(cells):
-    return dict.fromkeys(cell["case"] for cell in cells)
 
 
 def _ends_table(cells):

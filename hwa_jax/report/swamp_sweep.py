@@ -7,12 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from hwa_jax.algorithms.swamp_sweep import BASE
-from hwa_jax.report.document import images, json_text, provenance
+from hwa_jax.report.document import images, write_report
 from hwa_jax.report.plots import dot_intervals
 from hwa_jax.report.statistics import Interval, mean_ci, paired_difference
 from hwa_jax.report.tables import format_interval, format_number, markdown_table
-from hwa_jax.storage.atomic import write_text
-from hwa_jax.training.environment import environment
 
 _HOW_TO_READ = """\
 Accuracies on the validation split, percent: the mean over the cycles with at least {sparsity:.0%} of the weights pruned. Each field is varied alone, the others
@@ -54,40 +52,29 @@ def sweep_table(cells: Sequence[Mapping], sparse_from: float) -> str:
 
 
 def write_sweep(cells: Sequence[Mapping], directory: Path, *, title: str, sparse_from: float, meta: Mapping) -> Path:
-    """Writes report.md, a plot and results.json; every file complete or absent, report.md last.
+    """Writes report.md, a plot and results.json, as `document.write_report`.
 
     Args:
         cells: as `hwa_jax.algorithms.swamp_sweep.run` returns them.
-        directory: made if absent; files of the same names are replaced.
-        title: first line of the report.
         sparse_from: levels from this sparsity on count.
-        meta: "description" becomes the opening paragraph and "command" a code block; the rest is listed.
-
-    Returns:
-        The path of report.md.
-
-    Raises:
-        UserError: a file cannot be written.
+        directory, title, meta: as there.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    machine = environment()
-    write_text(directory / "results.json", json_text({"meta": meta, "environment": machine, "cells": cells}))
-    panels = {}
-    for row in rows(cells, sparse_from):
-        if row.difference is not None:
-            panels.setdefault(row.axis, {"validation": {}})["validation"][row.value] = row.difference
-    plot = [dot_intervals(panels, directory / "differences.png", "accuracy minus the base's, percentage points", title)] if panels else []
-    base = {cell["axis"]: str(cell["base_value"]) for cell in cells if cell["axis"] != BASE}
-    diverged = [f"{cell['axis']} {cell['value']}, seed {cell['seed']}" for cell in cells if cell["diverged"]]
-    parts = [
-        f"# {title}", meta["description"], "The base: " + ", ".join(f"{axis} {value}" for axis, value in base.items()) + ".", sweep_table(cells, sparse_from),
-        *images(plot), _HOW_TO_READ.format(sparsity=sparse_from), *([f"Diverged, and left out: {'; '.join(diverged)}."] if diverged else []),
-        "## How it was obtained", *provenance(cells, machine, meta),
-    ]
-    path = directory / "report.md"
-    write_text(path, "\n\n".join(parts) + "\n")
-    return path
+
+    def body(directory):
+        base = {cell["axis"]: cell["base_value"] for cell in cells if cell["axis"] != BASE}
+        yield f"The base: {', '.join(f'{axis} {value}' for axis, value in base.items())}."
+        yield sweep_table(cells, sparse_from)
+        panels = {}
+        for row in rows(cells, sparse_from):
+            if row.difference is not None:
+                panels.setdefault(row.axis, {"validation": {}})["validation"][row.value] = row.difference
+        if panels:
+            yield from images([dot_intervals(panels, directory / "differences.png", "accuracy minus the base's, percentage points", title)])
+        yield _HOW_TO_READ.format(sparsity=sparse_from)
+        if diverged := [f"{cell['axis']} {cell['value']}, seed {cell['seed']}" for cell in cells if cell["diverged"]]:
+            yield f"Diverged, and left out: {'; '.join(diverged)}."
+
+    return write_report(directory, body, title=title, cells=cells, meta=meta)
 
 
 def _sparse(seeds, sparse_from):

@@ -8,12 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from hwa_jax.report.claims import Effect, effects_table
-from hwa_jax.report.document import images, json_text, provenance
+from hwa_jax.report.document import images, write_report
 from hwa_jax.report.heat_maps import HeatMap, heat_maps
 from hwa_jax.report.statistics import Interval, mean_ci, paired_difference
 from hwa_jax.report.tables import format_interval, markdown_table
-from hwa_jax.storage.atomic import write_text
-from hwa_jax.training.environment import environment
 
 _HOW_TO_READ = """\
 Accuracies of HWA's weights on the validation split, percent, means over seeds. The best setting of a schedule is the one with the highest mean. A
@@ -86,34 +84,24 @@ def region(found: Mapping[Setting, Mapping[int, float]], schedule: str) -> Regio
 
 
 def write_sweep(cells: Sequence[Mapping], directory: Path, *, title: str, window_size: int, meta: Mapping) -> Path:
-    """Writes report.md, heat maps and results.json; every file complete or absent, report.md last.
+    """Writes report.md, heat maps and results.json, as `document.write_report`.
 
     Args:
         cells: as `hwa_jax.algorithms.hwa_sweep.run` returns them.
-        directory: made if absent; files of the same names are replaced.
-        title: first line of the report.
         window_size: I of the configuration.
-        meta: "description" becomes the opening paragraph and "command" a code block; the rest is listed.
-
-    Returns:
-        The path of report.md.
-
-    Raises:
-        UserError: a file cannot be written.
+        directory, title, meta: as there.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    machine, found = environment(), accuracies(cells)
-    write_text(directory / "results.json", json_text({"meta": meta, "environment": machine, "cells": cells}))
-    parts = [f"# {title}", meta["description"], "## The best settings, and what is as good", best_table(cells), _HOW_TO_READ]
-    parts += ["## The configuration's own setting against the best", effects_table(_effects(found, window_size))]
-    for schedule in dict.fromkeys(cell["schedule"] for cell in cells):
-        if (around := region(found, schedule)) is not None:
-            parts += [f"## {schedule}", *images(_maps(found, around, cells, directory))]
-    parts += ["## On the test split", _test_table(cells), _TEST, *_diverged(cells), "## How it was obtained", *provenance(cells, machine, meta)]
-    path = directory / "report.md"
-    write_text(path, "\n\n".join(parts) + "\n")
-    return path
+
+    def body(directory):
+        found = accuracies(cells)
+        yield from ("## The best settings, and what is as good", best_table(cells), _HOW_TO_READ)
+        yield from ("## The configuration's own setting against the best", effects_table(list(_effects(found, window_size))))
+        for schedule in dict.fromkeys(cell["schedule"] for cell in cells):
+            if (around := region(found, schedule)) is not None:
+                yield from (f"## {schedule}", *images(list(_maps(found, around, cells, directory))))
+        yield from ("## On the test split", _test_table(cells), _TEST, *_diverged(cells))
+
+    return write_report(directory, body, title=title, cells=cells, meta=meta)
 
 
 def best_table(cells: Sequence[Mapping]) -> str:
