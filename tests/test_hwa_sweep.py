@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hwa_jax.algorithms import hwa, hwa_sweep
 from hwa_jax.errors import UserError
-from hwa_jax.report.heat_maps import HeatMap, heat_maps
+from hwa_jax.report.heat_maps import HeatMap, heat_map
 from hwa_jax.report.sweep import Setting, accuracies, best_table, region, write_sweep
 from hwa_jax.training.weights import recalibrated
 from pictures import decoded
@@ -143,7 +143,7 @@ def test_accuracies_are_percent_by_setting_and_seed():
 def test_a_heat_map_marks_and_leaves_gaps(tmp_path):
     values = np.array([[90.0, np.nan], [80.0, 91.0]])
     panel = HeatMap("K", ["1", "2"], "H", ["1", "10"], values, values > 90.5)
-    path = heat_maps({"one": panel, "two": panel}, tmp_path / "map.png", title="t", label="%")
+    path = heat_map(panel, tmp_path / "map.png", title="t", subtitle="s", label="%")
     assert (decoded(path) < 250).any()
 
 

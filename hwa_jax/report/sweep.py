@@ -9,7 +9,7 @@ import numpy as np
 
 from hwa_jax.report.claims import Effect, effects_table
 from hwa_jax.report.document import images, write_report
-from hwa_jax.report.heat_maps import HeatMap, heat_maps
+from hwa_jax.report.heat_maps import HeatMap, heat_map
 from hwa_jax.report.statistics import Interval, mean_ci, paired_difference
 from hwa_jax.report.tables import format_interval, markdown_table
 
@@ -137,19 +137,16 @@ def _effects(found, window_size):
 
 
 def _maps(found, around, cells, directory):
-    best = around.best
     for row, column in _CUTS:
-        panels = {f"{_others(best, row, column)}": _cut(found, around, row, column)}
-        title = f"{best.schedule}: {_SYMBOLS[row]} and {_SYMBOLS[column]}"
-        path = directory / f"{best.schedule}_{row}_{column}.png"
-        yield heat_maps(panels, path, title=title, label="validation accuracy, %")
+        yield _draw(_cut(found, around, row, column), around.best, (row, column), directory / f"{around.best.schedule}_{row}_{column}.png")
     starts = _start_map(found, around, cells)
-    yield heat_maps({_others(best, "window_size", "stride"): starts}, directory / f"{best.schedule}_start_stride.png",
-                    title=f"{best.schedule}: start of offline averaging and stride", label="validation accuracy, %")
+    yield _draw(starts, around.best, ("window_size", "stride"), directory / f"{around.best.schedule}_start_stride.png")
 
 
-def _others(best, *varied):
-    return "at " + ", ".join(f"{_SYMBOLS[axis]}={getattr(best, axis)}" for axis in Setting._fields[1:] if axis not in varied)
+def _draw(cells, best, varied, path):
+    others = ", ".join(f"{_SYMBOLS[axis]}={getattr(best, axis)}" for axis in Setting._fields[1:] if axis not in varied)
+    title = f"{best.schedule}: {cells.row_name} and {cells.column_name}, at {others}"
+    return heat_map(cells, path, title=title, subtitle="• as good as the best of all, as far as these seeds can tell", label="validation accuracy, %")
 
 
 def _cut(found, around, row, column):
