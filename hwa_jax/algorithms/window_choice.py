@@ -6,11 +6,11 @@ Choosing costs an average and an evaluation for each candidate, and no training.
 import math
 from typing import Any, NamedTuple
 
-import jax
-
+from hwa_jax import particles
 from hwa_jax.storage.window_store import WindowStore
 from hwa_jax.training.config import AUTO
 from hwa_jax.training.setup import Setup
+from hwa_jax.training.shared_stores import SharedWindow
 from hwa_jax.training.weights import Weights, recalibrated
 
 
@@ -53,7 +53,7 @@ def candidates(num_members: int) -> list[int]:
     return sorted({length for length in lengths if length < num_members} | {num_members})
 
 
-def choose(setup: Setup, window: WindowStore, done: int) -> WindowChoice:
+def choose(setup: Setup, window: WindowStore | SharedWindow, done: int) -> WindowChoice:
     """The HWA weights after `done` steps.
 
     Where `hwa.window_size` is "auto", I is the candidate with the highest validation accuracy, the one with the lower
@@ -79,4 +79,4 @@ def choose(setup: Setup, window: WindowStore, done: int) -> WindowChoice:
 
 
 def _average(setup, window, size, done):
-    return recalibrated(setup, *jax.device_put(window.mean(size=size, upto=done), setup.replicated))
+    return recalibrated(setup, *particles.put(window.mean(size=size, upto=done), setup.replicated))
