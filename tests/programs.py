@@ -49,3 +49,10 @@ def call(program, *arguments):
             if name.startswith("config.") or module == "hwa_jax.training.program" or module not in sys.modules:
                 delattr(flags.FLAGS, name)
         sys.argv = argv
+
+
+def config_file(directory, module):
+    """A configuration file in `directory` whose get_config is `tiny` of a module of tests/."""
+    file = pathlib.Path(directory) / "config.py"
+    file.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom {module} import tiny as get_config\n")
+    return file

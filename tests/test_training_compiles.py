@@ -20,7 +20,8 @@ CYCLES = {
 }
 
 
-def test_hwa_compiles_nothing_after_its_first_cycle(compiled_once, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize(("fields", "settled"), [({}, 6), ({"evaluation.averaging_health": True}, 12)], ids=["plain", "watched"])
+def test_hwa_compiles_nothing_after_its_first_cycles(compiled_once, tmp_path, monkeypatch, fields, settled):  # noqa: F811
     checkpoint, compiled_by = Session.checkpoint, {}
 
     def last_event(session, done, *args):
@@ -30,9 +31,9 @@ def test_hwa_compiles_nothing_after_its_first_cycle(compiled_once, tmp_path, mon
 
     monkeypatch.setattr(Session, "checkpoint", last_event)
     with compilations() as names:
-        train(tmp_path, {**CYCLES, "training.steps_per_call": 2})
+        train(tmp_path, {**CYCLES, **fields, "training.steps_per_call": 2})
     assert list(compiled_by) == [6, 12, 18, 24] and compiled_by[6] > 0
-    assert names[compiled_by[6] : compiled_by[24]] == []
+    assert names[compiled_by[settled] : compiled_by[24]] == []
     # One program for a step, one for several; and one to evaluate one set of weights, whatever the split and its last batch.
     assert names.count("jit(steps)") == 2
     assert names.count("jit(sums)") == 1

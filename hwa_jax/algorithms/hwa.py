@@ -28,6 +28,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hwa_jax import particles
+from hwa_jax.algorithms import window_choice
+from hwa_jax.algorithms.health_watch import HealthWatch
+from hwa_jax.algorithms.window_choice import WindowChoice
 from hwa_jax.errors import UserError
 from hwa_jax.online import is_synchronization_step, synchronize
 from hwa_jax.storage.safetensors import save_weights
@@ -79,10 +82,10 @@ def run(setup: Setup, directory: str | os.PathLike, *, overwrite: bool = False) 
 
 def num_kept(setup: Setup) -> int:
     """How many members of the window stay on disk: what resuming needs, or what re-sweeps asked for."""
-    checkpoint, hwa = setup.config.checkpoint, setup.config.hwa
+    checkpoint = setup.config.checkpoint
     # A resume may fall back to the oldest checkpoint, and finds the window of that moment.
     pushes_behind = math.ceil(checkpoint.keep * setup.periods.checkpoint / setup.periods.push) + 1
-    return max(hwa.window_size + pushes_behind, hwa.keep_pushes)
+    return max(window_choice.longest(setup) + pushes_behind, setup.config.hwa.keep_pushes)
 
 
 def open_window(setup: Setup, directory: os.PathLike) -> WindowStore | SharedWindow:
@@ -93,8 +96,8 @@ def open_window(setup: Setup, directory: os.PathLike) -> WindowStore | SharedWin
     """
     like = jax.eval_shape(lambda: outer_weights(setup, setup.initial_state()))
     if jax.process_count() > 1:
-        return SharedWindow(directory / "window", setup.config.hwa.window_size, keep=num_kept(setup), like=like)
-    window = WindowStore(directory / "window", setup.config.hwa.window_size, keep=num_kept(setup))
+        return SharedWindow(directory / "window", window_choice.longest(setup), keep=num_kept(setup), like=like)
+    window = WindowStore(directory / "window", window_choice.longest(setup), keep=num_kept(setup))
     window.require_like(like)
     return window
 
@@ -104,19 +107,25 @@ def outer_weights(setup: Setup, state: TrainState) -> Weights:
     return Weights(*setup.mean_over_replicas((state.params, state.batch_stats)))
 
 
-def hwa_weights(setup: Setup, window: WindowStore | SharedWindow, done: int) -> Weights:
-    """W̿ after `done` steps, the mean of the window, with BatchNorm statistics recomputed on training images."""
-    return recalibrated(setup, *particles.put(window.mean(upto=done), setup.replicated))
+def hwa_choice(setup: Setup, state: TrainState, window: WindowStore | SharedWindow) -> WindowChoice | None:
+    """The HWA weights at this state, and how many members they average; None before the first push."""
+    done = int(state.step)
+    return window_choice.choose(setup, window, done) if any(step <= done for step in window.stored_steps) else None
 
 
-def all_weights(setup: Setup, state: TrainState, window: WindowStore | SharedWindow) -> dict[str, Weights]:
-    """The weights of a training side by side: outer, hwa, and ema and slow (Lookahead) where they are kept."""
+def all_weights(setup: Setup, state: TrainState, choice: WindowChoice | None) -> dict[str, Weights]:
+    """The weights of a training side by side: outer, hwa, and ema and slow (Lookahead) where they are kept.
+
+    Args:
+        setup: the pieces of the training.
+        state: of the training.
+        choice: `hwa_choice` at this state.
+    """
     outer = outer_weights(setup, state)
     # The mean of several replicas' weights has statistics of its own, one replica's has its running ones.
     weights = {"outer": recalibrated(setup, *outer) if setup.num_replicas > 1 else outer}
-    done = int(state.step)
-    if any(step <= done for step in window.stored_steps):
-        weights["hwa"] = hwa_weights(setup, window, done)
+    if choice is not None:
+        weights["hwa"] = choice.weights
     if setup.ema is not None:
         weights["ema"] = recalibrated(setup, setup.mean_over_replicas(setup.ema.value(state.ema)), outer.batch_stats)
     if setup.config.optimizer.wrapper == "lookahead":
@@ -165,6 +174,7 @@ class _Hwa:
     def __init__(self, session: Session, window: WindowStore | SharedWindow):
         self._session, self._setup, self._window = session, session.setup, window
         self._inner_metrics = None
+        self._watch = HealthWatch(session, window) if session.setup.config.evaluation.averaging_health else None
         # Drop what an uninterrupted run would not have: newer members, and the last partial cycle of a shorter run.
         kept = [s for s in window.stored_steps if s <= session.first and self._setup.periods.is_push(s)]
         window.truncate(after=max(kept, default=0))
@@ -174,9 +184,10 @@ class _Hwa:
 
     def before(self) -> list[Event]:
         """The events before a step."""
+        watched = self._watch.before() if self._watch else []
         if self._setup.num_replicas == 1:
-            return []
-        return [Event("inner evaluation", self._every(self._setup.periods.evaluation), self._evaluate_inner)]
+            return watched
+        return [Event("inner evaluation", self._every(self._setup.periods.evaluation), self._evaluate_inner), *watched]
 
     def after(self) -> list[Event]:
         """The events after a step, in their order."""
@@ -186,6 +197,7 @@ class _Hwa:
         return [
             Event("synchronization", lambda done: has_statistics and self._is_synchronization(done), self._synchronize_batch_stats),
             Event("push", periods.is_push, self._push),
+            *(self._watch.after() if self._watch else ()),
             Event("evaluation", self._every(periods.evaluation), self._evaluate),
             Event("log", self._every(periods.log), self._session.log),
             Event("checkpoint", self._every(periods.checkpoint), self._checkpoint),
@@ -234,10 +246,13 @@ class _Hwa:
     def _evaluate(self, done, state):
         evaluator = self._setup.evaluator
         with self._evaluating(state):
+            choice = hwa_choice(self._setup, state, self._window)
             evaluated = {
                 name: {key: evaluator.one(*weights, split) for key, split in self._curve_splits.items()}
-                for name, weights in all_weights(self._setup, state, self._window).items()
+                for name, weights in all_weights(self._setup, state, choice).items()
             }
+        if choice is not None and choice.curve:
+            self._session.write(done, "window", {"window_size": choice.window_size})
         evaluated["inner"] = self._inner_metrics or evaluated["outer"]
         for name, by_split in evaluated.items():
             for split, values in by_split.items():
@@ -269,11 +284,12 @@ class _Hwa:
         """The final table: all weights on the whole training, validation and test splits."""
         setup = self._setup
         with self._evaluating(state):
-            weights = all_weights(setup, state, self._window)
+            choice = hwa_choice(setup, state, self._window)
+            weights = all_weights(setup, state, choice)
             final = {name: setup.evaluate(these) for name, these in weights.items()}
         facts = {
             "config": setup.config.to_dict(), "data_fingerprint": setup.dataset.fingerprint, "steps": setup.periods.total,
-            "epochs": setup.periods.total / setup.periods.epoch, "window": self._window.steps, "final": final,
+            "epochs": setup.periods.total / setup.periods.epoch, "window": self._window.steps[-choice.window_size:], **choice.facts, "final": final,
         }
         results = {**facts, **communication(setup, state), "seconds": self._session.clock.seconds()}
 

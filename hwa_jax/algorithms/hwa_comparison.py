@@ -17,19 +17,20 @@ Lookahead and SAM take plain training's.
 A training's figures are one JSON file, written when it has finished; a finished one is not run again.
 """
 
+import functools
 import itertools
 import logging
 import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import hwa
+from hwa_jax.algorithms.cells import finish_cells
 from hwa_jax.algorithms.hwa_tuning import training_of, tune
 from hwa_jax.errors import Diverged, UserError
-from hwa_jax.storage import atomic, json_lines
+from hwa_jax.storage import json_lines
 from hwa_jax.training.config import default_config
 from hwa_jax.training.duration import Duration
 from hwa_jax.training.environment import environment
@@ -130,18 +131,9 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
     _validate(config)
     with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
         workdir.record()
-        planned = list(trajectories(config, tune(config, workdir.path)))
-        (workdir.path / "cells").mkdir(exist_ok=True)
-        cells = []
-        for number, trajectory in enumerate(planned, 1):
-            path = workdir.path / "cells" / f"{trajectory.name}.json"
-            if read_json(path) is None:
-                _logger.info("training %d of %d: %s", number, len(planned), trajectory.name)
-                atomic.write_json(path, _train(config, trajectory, workdir.path / "scratch"))
-                # Only now: what a kill leaves is either the training or its figures.
-                shutil.rmtree(workdir.path / "scratch", ignore_errors=True)
-            cells += read_cells(path)
-        return cells
+        planned = {one.name: functools.partial(_train, config, one) for one in trajectories(config, tune(config, workdir.path))}
+        finish_cells(workdir.path, planned)
+        return [cell for name in planned for cell in read_cells(workdir.path / "cells" / f"{name}.json")]
 
 
 def read_cells(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -209,9 +201,8 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
     yield Trajectory(name, one, weights, comparison, gradients)
 
 
-def _train(config, trajectory, scratch):
+def _train(config, trajectory, directory):
     setup = prepare(trajectory.config)
-    directory = scratch / trajectory.name
     try:
         results = finished(hwa.run(setup, directory))
     except Diverged as error:

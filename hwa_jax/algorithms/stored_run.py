@@ -154,7 +154,7 @@ def evaluate(run: StoredRun, weights: Sequence[str] = (), splits: Sequence[str] 
     unknown = [split for split in splits if split not in SPLITS]
     if unknown:
         raise UserError(f"--split={unknown[0]}: give some of {', '.join(SPLITS)}")
-    kept = hwa.all_weights(run.setup, run.state, run.window)
+    kept = hwa.all_weights(run.setup, run.state, hwa.hwa_choice(run.setup, run.state, run.window))
     weights = weights or ("inner", *kept)
     _require_kept(weights, ("inner", *kept))
     metrics = {}
@@ -180,7 +180,8 @@ def export(run: StoredRun, path: str | os.PathLike, weights: str = "hwa") -> dic
     """
     if weights == "inner":
         raise UserError("--weights=inner: one set per replica: export outer, their mean, or hwa")
-    setup, kept = run.setup, hwa.all_weights(run.setup, run.state, run.window)
+    setup, choice = run.setup, hwa.hwa_choice(run.setup, run.state, run.window)
+    kept = hwa.all_weights(setup, run.state, choice)
     _require_kept([weights], kept)
     done = int(run.state.step)
     facts = {
@@ -188,8 +189,8 @@ def export(run: StoredRun, path: str | os.PathLike, weights: str = "hwa") -> dic
         "config": published(run.config), "data_fingerprint": setup.dataset.fingerprint,
         "num_examples": {split: getattr(setup, split).num_examples for split in SPLITS},
         "steps": done, "epochs": done / setup.periods.epoch, "environment": run.environment,
-        "window": [step for step in run.window.stored_steps if step <= done][-setup.config.hwa.window_size:],
-        **description(setup),
+        "window": [step for step in run.window.stored_steps if step <= done][-choice.window_size:] if choice else [],
+        **(choice.facts if choice else {}), **description(setup),
     }
     save_weights(path, *kept[weights], facts)
     return facts

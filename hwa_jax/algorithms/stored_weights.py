@@ -48,8 +48,9 @@ def _of_hwa(directory):
     if not steps:
         raise UserError(f"--workdir={directory}: its window is empty after step {done}: train longer, or lower hwa.offline_start")
     members = {f"step {step}": Weights(*run.window.member(step)) for step in steps}
-    averaged = dict(list(members.items())[-setup.config.hwa.window_size:])
-    compared = hwa.all_weights(setup, state, run.window)
+    choice = hwa.hwa_choice(setup, state, run.window)
+    averaged = dict(list(members.items())[-choice.window_size:])
+    compared = hwa.all_weights(setup, state, choice)
     if setup.num_replicas > 1 and not is_synchronization_step(done, setup.periods.sync, setup.periods.sync_start):
         inner = particles.unstack(Weights(state.params, state.batch_stats))
         compared |= {f"inner {k}": one for k, one in enumerate(inner)}

@@ -74,6 +74,40 @@ def synchronization_seconds(payload: int, num_replicas: int, link: Link, algorit
     return 2 * _depth(num_replicas) * (link.latency + payload / link.bandwidth)
 
 
+def interrupted_seconds(sync_seconds: float, up_seconds: float, down_seconds: float) -> float:
+    r"""Mean seconds until a synchronization has ended over a link that comes and goes.
+
+    The link is up for U seconds and down for D in turn, for all replicas alike; a synchronization that takes t seconds over a link that
+    is always up begins at a random moment, and what was sent before an outage is not sent again. It begins while the link is
+    up with probability U / (U + D) and then meets t / U outages in the mean; otherwise it waits D / 2 in the mean
+    and meets ⌈t / U⌉ - 1 more:
+
+        U / (U + D) · (t + D t / U)  +  D / (U + D) · (D / 2 + t + D (⌈t / U⌉ - 1))
+
+    Replicas that go on training while they wait, or that choose the moment, wait less.
+
+    Args:
+        sync_seconds: t; at 0 there is nothing to send, and no waiting.
+        up_seconds, down_seconds: U and D.
+
+    Raises:
+        UserError: an argument out of range; names it.
+
+    Example:
+        >>> interrupted_seconds(1.0, up_seconds=10.0, down_seconds=10.0)  # 0.5 · (1 + 1) + 0.5 · (5 + 1)
+        4.0
+        >>> interrupted_seconds(1.0, up_seconds=10.0, down_seconds=0.0), interrupted_seconds(0.0, 10.0, 10.0)
+        (1.0, 0.0)
+    """
+    _check(sync_seconds=sync_seconds, up_seconds=up_seconds, down_seconds=down_seconds)
+    if not sync_seconds:
+        return 0.0
+    up_share = up_seconds / (up_seconds + down_seconds)
+    begun_up = sync_seconds * (1 + down_seconds / up_seconds)
+    begun_down = down_seconds / 2 + sync_seconds + down_seconds * (math.ceil(sync_seconds / up_seconds) - 1)
+    return up_share * begun_up + (1 - up_share) * begun_down
+
+
 def overhead(sync_seconds: float, step_seconds: float, sync_period: int) -> float:
     """Time spent synchronizing per time spent training: t / (H s); 0.01 is 1 %.
 
@@ -122,7 +156,7 @@ def _depth(num_replicas):
     return (num_replicas - 1).bit_length()
 
 
-_MAY_BE_ZERO = ("payload", "latency", "sync_seconds")
+_MAY_BE_ZERO = ("payload", "latency", "sync_seconds", "down_seconds")
 
 
 def _check(algorithm=ALGORITHMS[0], **values):

@@ -2,16 +2,47 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hwa_jax.report.statistics import Interval
+from hwa_jax.storage.atomic import write_text
+from hwa_jax.training.environment import environment
 
 
 def images(paths: Sequence[Path]) -> list[str]:
     """Markdown that shows PNG files beside the report."""
     return [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in paths]
+
+
+def write_report(
+    directory: Path, body: Callable[[Path], Iterable[str]], *, title: str, cells: Sequence[Mapping], meta: Mapping, **results: Any
+) -> Path:
+    """Writes report.md and results.json; every file complete or absent, report.md last.
+
+    Args:
+        directory: made if absent; files of the same names are replaced.
+        body: the directory -> paragraphs between the opening one and how it was obtained; it may write plots there.
+        title: first line of the report.
+        cells: what the report is about, as `provenance`.
+        meta: "description" becomes the opening paragraph and "command" a code block; the rest is listed.
+        results: what else results.json holds, beside the cells, meta and the environment.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    machine = environment()
+    write_text(directory / "results.json", json_text({"meta": meta, "environment": machine, "cells": cells, **results}))
+    parts = [f"# {title}", meta["description"], *body(directory), "## How it was obtained", *provenance(cells, machine, meta)]
+    path = directory / "report.md"
+    write_text(path, "\n\n".join(parts) + "\n")
+    return path
 
 
 def provenance(cells: Sequence[Mapping], machine: Mapping, meta: Mapping) -> list[str]:

@@ -1,8 +1,5 @@
 """What a run would take: parameters, steps, memory, disk and time, before anything is written."""
 
-import time
-from typing import Any, NamedTuple
-
 import jax
 
 from hwa_jax.algorithms.hwa import communication
@@ -12,9 +9,7 @@ from hwa_jax.report.tables import format_bytes, markdown_table
 from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.training.setup import Setup
 from hwa_jax.training.sparse_setup import SparseSetup
-from hwa_jax.training.step import TrainState
-
-_TIMED_STEPS = 5
+from hwa_jax.training.step_cost import measure_step, tree_bytes
 
 
 def describe(setup: Setup, num_members: int) -> str:
@@ -30,7 +25,7 @@ def describe(setup: Setup, num_members: int) -> str:
     state, periods, config = setup.initial_state(), setup.periods, setup.config
     first = jax.tree.map(lambda leaf: leaf[0], (state.params, state.batch_stats))
     synchronizations = communication(setup, state)["synchronizations"]
-    step = _measured(setup, state, {})
+    step = measure_step(setup, state, {})
     shared = f", {config.hwa.data_parallel} for each batch" if config.hwa.data_parallel > 1 else ""
     lines = [
         overview(*first), "",
@@ -40,7 +35,7 @@ def describe(setup: Setup, num_members: int) -> str:
         f"window I                {config.hwa.window_size} pushes, one every {periods.push} steps, {num_members} kept on disk",
         _images(setup, {}),
         _memory(step),
-        f"disk                    {format_bytes(num_members * _bytes(first) + config.checkpoint.keep * step.state_bytes)} "
+        f"disk                    {format_bytes(num_members * tree_bytes(first) + config.checkpoint.keep * step.state_bytes)} "
         "for window and checkpoints",
         _time(step, step.seconds * periods.total),
     ]
@@ -60,10 +55,10 @@ def describe_pruning(setup: SparseSetup) -> str:
     mask, num_particles = setup.dense_mask(), setup.num_replicas
     origin = jax.tree.map(lambda leaf: leaf[0], state._replace(step=()))._replace(step=state.step)
     weights = (origin.params, origin.batch_stats)
-    step = _measured(setup, setup.particles_at(origin, mask), {"mask": jax.device_put(mask, setup.replicated)})
+    step = measure_step(setup, setup.particles_at(origin, mask), {"mask": jax.device_put(mask, setup.replicated)})
     # A step of one particle is taken to last an N-th of one of N.
     particle_steps = periods.ticket + periods.cycle * sum(cycle.num_particles for cycle in plan)
-    disk = _bytes(origin) + _bytes(weights) + config.checkpoint.keep * step.state_bytes + _cycle_bytes(weights, mask, plan)
+    disk = tree_bytes(origin) + tree_bytes(weights) + config.checkpoint.keep * step.state_bytes + _cycle_bytes(weights, mask, plan)
     lines = [
         overview(*weights, mask), "",
         markdown_table(
@@ -85,32 +80,11 @@ def describe_pruning(setup: SparseSetup) -> str:
     return "\n".join(lines)
 
 
-class _Step(NamedTuple):
-    """A step of all replicas: memory in bytes, time in seconds."""
-
-    temporary_bytes: int
-    state_bytes: int
-    seconds: float
-
-
-def _measured(setup: Setup, state: TrainState, extra: dict[str, Any]) -> _Step:
-    batch_key, noise_key = setup.keys()
-    state_bytes, indices = _bytes(state), setup.epoch_indices(state.step, batch_key)
-    step = setup.step.lower(state, indices, setup.train, noise_key, extra).compile()
-    state = jax.block_until_ready(step(state, indices, setup.train, noise_key, extra))
-    start = time.perf_counter()
-    for _ in range(_TIMED_STEPS):
-        state = step(state, indices, setup.train, noise_key, extra)
-    jax.block_until_ready(state)
-    seconds = (time.perf_counter() - start) / _TIMED_STEPS
-    return _Step(step.memory_analysis().temp_size_in_bytes, state_bytes, seconds)
-
-
 def _cycle_bytes(weights, mask, plan):
     """Of the files of all cycles: a bit for each prunable weight, and the values of those that remain."""
     arrays = named_leaves(weights[0])
     dense = sum(arrays[name].nbytes for name in named_leaves(mask))
-    size, rest = plan[0].num_weights, _bytes(weights) - dense
+    size, rest = plan[0].num_weights, tree_bytes(weights) - dense
     files = [cycle.num_particles + (cycle.num_particles > 1) for cycle in plan]
     return sum(count * (size / 8 + dense * cycle.num_weights / size + rest) for count, cycle in zip(files, plan))
 
@@ -118,7 +92,7 @@ def _cycle_bytes(weights, mask, plan):
 def _images(setup: Setup, others: dict[str, Split]) -> str:
     splits = {"training": setup.train, "validation": setup.validation, "test": setup.test, **others}
     counts = ", ".join(f"{split.num_examples} {name}" for name, split in splits.items())
-    return f"images                  {counts}; {format_bytes(_bytes([*splits.values(), setup.train_sample]))} on each device"
+    return f"images                  {counts}; {format_bytes(tree_bytes([*splits.values(), setup.train_sample]))} on each device"
 
 
 def _memory(step):
@@ -128,7 +102,3 @@ def _memory(step):
 def _time(step, seconds):
     return (f"time                    {step.seconds * 1e3:.1f} ms per step now, {seconds / 60:.1f} minutes of training "
             "without evaluation and compilation")
-
-
-def _bytes(tree):
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -56,6 +56,19 @@ def format_bytes(number: float) -> str:
     return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
 
 
+def format_seconds(number: float) -> str:
+    """Writes a time in the unit that suits it, three significant digits.
+
+    Example:
+        >>> format_seconds(0.0123), format_seconds(99.0), format_seconds(5400), format_seconds(400_000)
+        ('12.3 ms', '99 s', '1.5 h', '4.63 days')
+    """
+    for unit, seconds, limit in (("ms", 1e-3, 1.0), ("s", 1.0, 120.0), ("min", 60.0, 3600.0), ("h", 3600.0, 172_800.0)):
+        if number < limit:
+            return f"{number / seconds:.3g} {unit}"
+    return f"{number / 86_400:,.3g} days" if number < 86_400_000 else f"{number / 86_400:,.0f} days"
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
     """A markdown table whose columns also line up when read as plain text.
 

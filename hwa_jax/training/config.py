@@ -12,10 +12,14 @@ from hwa_jax.errors import UserError
 from hwa_jax.sparsity.masks import PRUNERS
 from hwa_jax.training.duration import Duration
 
+# `hwa.window_size` that is chosen on the validation split.
+AUTO = "auto"
+
 # The fields that may differ when a run is resumed; any other difference is refused.
 _MAY_CHANGE = ("num_devices", "evaluation.batch_size", "logging.every", "logging.tensorboard", "data.data_dir")
 MAY_CHANGE_ON_RESUME = (
-    "training.duration", "evaluation.every", "hwa.num_replicas", "hwa.replica_weights", "hwa.data_parallel", *_MAY_CHANGE,
+    "training.duration", "evaluation.every", "evaluation.averaging_health", "hwa.num_replicas", "hwa.replica_weights", "hwa.data_parallel",
+    *_MAY_CHANGE,
 )
 SWAMP_MAY_CHANGE_ON_RESUME = ("swamp.target_sparsity", "checkpoint.every", "checkpoint.keep", *_MAY_CHANGE)
 
@@ -34,11 +38,12 @@ def default_config() -> ConfigDict:
         "num_replicas": 2,  # K
         "data_parallel": 1,  # devices that share each batch of a replica
         "sync_period": "1 epoch",  # H
-        "window_size": 10,  # I, in pushes
+        # I, in pushes; "auto": chosen on the validation split, at evaluations and at the end
+        "window_size": FieldReference(10, field_type=object),
         "push_every": "",  # a multiple of sync_period; "": sync_period
         "sync_start": "0 steps",  # until then replicas are averaged after every step
         "offline_start": "0 steps",  # no outer weights are pushed before
-        "keep_pushes": 0,  # how many members stay on disk for re-sweeps; 0: what resuming needs
+        "keep_pushes": 0,  # how many members stay on disk for re-sweeps; 0: what resuming needs, or all to choose I from
         "data_mode": "shared", "optimizer_state": "local",
         "sync_dtype": "",  # "bfloat16": weights are synchronized by their movements, in half the bytes
         "replica_weights": (),  # how much each replica counts in averages, K numbers; (): all the same
@@ -47,6 +52,7 @@ def default_config() -> ConfigDict:
         "recalibration_examples": 2000,
     })
     config.evaluation.every = "1 epoch"
+    config.evaluation.averaging_health = False  # whether every push looks after its average, and warns where it is worse
     return config.lock()
 
 
@@ -130,7 +136,7 @@ def validate(config: ConfigDict, begin: Callable[[], ConfigDict] = default_confi
         >>> validate(config)
         Traceback (most recent call last):
         ...
-        hwa_jax.errors.UserError: hwa.window_size=0: must be at least 1
+        hwa_jax.errors.UserError: hwa.window_size=0: must be an int of at least 1, or 'auto'
     """
     known = _flatten(begin().to_dict())
     missing = known.keys() - _flatten(dict(config)).keys()
@@ -155,6 +161,7 @@ def validate(config: ConfigDict, begin: Callable[[], ConfigDict] = default_confi
         Duration.parse(_get(config, field), field)
     if "hwa.replica_weights" in known:
         _validate_replica_weights(config.hwa)
+        _validate_window_size(config.hwa.window_size)
 
 
 def differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, Any, Any]]:
@@ -172,7 +179,7 @@ def differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, A
 
 
 _LEAST = {
-    "num_devices": 0, "hwa.num_replicas": 1, "hwa.data_parallel": 1, "hwa.window_size": 1, "hwa.keep_pushes": 0, "hwa.recalibration_examples": 1,
+    "num_devices": 0, "hwa.num_replicas": 1, "hwa.data_parallel": 1, "hwa.keep_pushes": 0, "hwa.recalibration_examples": 1,
     "training.batch_size": 1, "training.steps_per_call": 0, "evaluation.batch_size": 1, "evaluation.train_examples": 1,
     "checkpoint.keep": 1, "data.num_train": 0, "data.image_size": 0, "data.crop_padding": 0, "optimizer.weight_decay": 0.0, "optimizer.lookahead_period": 1,
     "optimizer.learning_rate": 0.0, "optimizer.sam_radius": 0.0, "optimizer.lookahead_rate": 0.0, "schedule.factor": 0.0,
@@ -193,6 +200,11 @@ _DURATIONS = (
     "training.duration", "hwa.sync_period", "hwa.sync_start", "hwa.offline_start", "evaluation.every", "checkpoint.every",
     "logging.every", "schedule.warmup", "swamp.ticket_duration", "swamp.swa_start", "swamp.swa_period",
 )
+
+
+def _validate_window_size(size):
+    if size != AUTO and not (type(size) is int and size >= 1):
+        raise UserError(f"hwa.window_size={size!r}: must be an int of at least 1, or {AUTO!r}")
 
 
 def _validate_replica_weights(hwa):

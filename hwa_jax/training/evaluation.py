@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hwa_jax import particles
@@ -112,7 +113,12 @@ class Evaluator:
             # Without the constant, the logarithm of the number of members, which a softmax takes away.
             return batch_sums(jax.nn.logsumexp(log_probabilities, axis=0), labels, valid)
 
+        def examples(weights, images, labels, _):
+            logits = predict(weights, images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels), logits.argmax(axis=1) == labels
+
         self._one = jax.jit(sums)
+        self._examples = jax.jit(examples)
         self._ensemble = jax.jit(ensemble_sums)
         mesh = particles.device_mesh() if mesh is None else mesh
         # Whole on every device, so that every process reads the sums of all particles.
@@ -129,14 +135,22 @@ class Evaluator:
         total = self._total(self._stacked, (params, batch_stats), split)
         return [metrics(Sums(*(x[k] for x in total))) for k in range(len(total.nll))]
 
+    def examples(self, params: Any, batch_stats: Any, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Negative log-likelihood, nats, float32 [n], and whether it is right, bool [n], for every example of a split."""
+        parts = jax.device_get(self._batches(self._examples, (params, batch_stats), split))
+        return tuple(np.concatenate(values)[:split.num_examples] for values in zip(*parts))
+
     def ensemble(self, params: Any, batch_stats: Any, split: Split) -> dict[str, float]:
         """Metrics of the mean of the probabilities that stacked weights predict."""
         return metrics(self._total(self._ensemble, (params, batch_stats), split))
 
     def _total(self, sums: Callable, weights: Any, split: Split) -> Sums:
-        starts = range(0, split.num_examples, self._batch_size)
-        parts = [sums(weights, *_padded_batch(split, jnp.int32(start), self._batch_size)) for start in starts]
+        parts = self._batches(sums, weights, split)
         return Sums(*(np.sum(x, axis=0, dtype=np.float64) for x in zip(*jax.device_get(parts))))
+
+    def _batches(self, program, weights, split):
+        starts = range(0, split.num_examples, self._batch_size)
+        return [program(weights, *_padded_batch(split, jnp.int32(start), self._batch_size)) for start in starts]
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -85,9 +85,9 @@ class SharedWindow:
         if processes.is_leader():
             self._store.push(step, tree)
 
-    def mean(self, upto: int) -> Any:
+    def mean(self, size: int | None = None, *, upto: int) -> Any:
         """As `WindowStore.mean`."""
-        return processes.share(processes.on_leader(lambda: self._store.mean(upto=upto)), self._like)
+        return processes.share(processes.on_leader(lambda: self._store.mean(size, upto=upto)), self._like)
 
     def truncate(self, after: int) -> None:
         """As `WindowStore.truncate`."""
