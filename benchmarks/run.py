@@ -22,7 +22,7 @@ import timing
 from hwa_jax.storage import atomic
 
 ROWS = (
-    "particles", "epochs", "synchronization", "window_push", "mask_selection", "cold_start", "roofline", "compile_time",
+    "particles", "layers", "epochs", "synchronization", "window_push", "mask_selection", "cold_start", "roofline", "compile_time",
 )
 MODELS = ("mlp", "cnn_s", "resnet20", "wrn-16-4", "vgg16")
 

@@ -126,8 +126,8 @@ def test_uniform_average_is_the_mean_of_the_later_half(cells, tmp_path):
 def test_finished_cells_are_not_trained_again(cells, directory, monkeypatch):
     (directory / "cells" / "sam-sgd-constant-seed1.json").unlink()
     trained = []
-    train = hwa.run
-    monkeypatch.setattr(hwa, "run", lambda setup, *args, **kwargs: trained.append(setup.config) or train(setup, *args, **kwargs))
+    train = hwa.algorithm
+    monkeypatch.setattr(hwa, "algorithm", lambda setup, *args, **kwargs: trained.append(setup.config) or train(setup, *args, **kwargs))
     again = hwa_comparison.run(tiny(), directory)
     assert [(config.optimizer.wrapper, config.seed) for config in trained] == [("sam", 1)]
 

@@ -11,6 +11,7 @@ import pytest
 from hwa_jax import data, masks
 from hwa_jax.algorithms import imp, swamp
 from hwa_jax.algorithms.pruning_run import PruningRun, Trained
+from hwa_jax.training.together import alone
 from hwa_jax.data.batches import epoch_indices
 from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.training import setup as training_setup
@@ -206,7 +207,7 @@ def test_pruned_weights_are_zero_everywhere(tmp_path, fields):
     rng = np.random.default_rng(0)
     mask = jax.tree.map(lambda leaf: jnp.asarray(rng.random(leaf.shape) < 0.3), setup.dense_mask())
     with PruningRun(setup, tmp_path) as run:
-        trained = run.train_particles(0, 2, run.train_ticket(), mask)
+        trained = alone(run.train_particles(0, 2, alone(run.train_ticket()), mask))
     outside = {keep.shape: ~np.asarray(keep) for keep in jax.tree.leaves(mask)}
     looked_at = 0
     for leaf in jax.tree.leaves(jax.device_get((trained.state.params, trained.state.opt_state, trained.state.ema))):

@@ -14,6 +14,7 @@ from hwa_jax.report.sparsity_comparison import write_comparison
 from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.training.config import differences
 from hwa_jax.training.interruption import Interrupted
+from hwa_jax.training.together import alone
 from training_runs import set_fields
 
 RATES = {"learning_rate": 0.05, "swa_learning_rate": 0.02}
@@ -105,7 +106,7 @@ def test_particles_and_barriers_are_there_where_particles_are(cells):
 
 
 def test_given_masks_are_those_of_swamp_bit_for_bit(tmp_path, compiled):
-    given, source = (swamp_methods.train(tiny(), method, 0, RATES, tmp_path) for method in ("swamp_mask", "swamp"))
+    given, source = (alone(swamp_methods.algorithm(tiny(), method, 0, RATES, tmp_path)) for method in ("swamp_mask", "swamp"))
     for cycle in range(3):
         ours, theirs = (named_leaves(run.weights(cycle, "average")[1]) for run in (given, source))
         assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
@@ -119,8 +120,8 @@ def test_an_ensemble_has_two_different_members(cells):
 
 
 def test_one_shot_masks_are_the_largest_of_the_dense_network(tmp_path, compiled):
-    run = swamp_methods.train(tiny(), "one_shot", 0, RATES, tmp_path)
-    [weights, _] = swamp_methods.train(tiny(), "imp", 0, RATES, tmp_path).weights(0, "average")
+    run = alone(swamp_methods.algorithm(tiny(), "one_shot", 0, RATES, tmp_path))
+    [weights, _] = alone(swamp_methods.algorithm(tiny(), "imp", 0, RATES, tmp_path)).weights(0, "average")
     kernels = {name: leaf for name, leaf in named_leaves(weights.params).items() if name.endswith("kernel")}
     magnitudes = np.abs(np.concatenate([leaf.ravel() for leaf in kernels.values()]))
     for number in (1, 2):
@@ -150,8 +151,8 @@ def test_finished_cells_are_not_trained_again(cells, directory, monkeypatch):
     (directory / "cells" / "swamp_mask-seed0.json").unlink()
     trained = []
     for module in (imp, swamp, given_masks):
-        run = module.run
-        monkeypatch.setattr(module, "run", lambda setup, *rest, name=module.__name__, run=run: trained.append(name.split(".")[-1]) or run(setup, *rest))
+        run = module.algorithm
+        monkeypatch.setattr(module, "algorithm", lambda setup, *rest, name=module.__name__, run=run: trained.append(name.split(".")[-1]) or run(setup, *rest))
     again = {cell["method"]: cell for cell in swamp_comparison.run(tiny(), directory)}
     # The masks come from SWAMP's training, which was thrown away with its figures written.
     assert trained == ["swamp", "given_masks"]
@@ -183,7 +184,7 @@ def test_a_comparison_of_an_earlier_version_is_continued():
 
 def test_the_seed_that_runs_keeps_its_trainings_over_a_restart(tmp_path, monkeypatch):
     config = tiny()
-    config.learning_rates, config.seeds, config.methods = (0.05,), (0, 1), ("imp", "random")
+    config.learning_rates, config.seeds, config.seeds_at_once, config.methods = (0.05,), (0, 1), 1, ("imp", "random")
     trained = []
 
     def cell(config, method, seed, rates, scratch):
@@ -192,6 +193,7 @@ def test_the_seed_that_runs_keeps_its_trainings_over_a_restart(tmp_path, monkeyp
         if len(trained) == 4:
             raise Interrupted
         return {"method": method, "seed": seed}
+        yield
 
     monkeypatch.setattr(swamp_comparison, "_cell", cell)
     with pytest.raises(Interrupted):
@@ -199,7 +201,12 @@ def test_the_seed_that_runs_keeps_its_trainings_over_a_restart(tmp_path, monkeyp
     # The trainings of seed 0 are gone with its last cell, those of seed 1 wait for theirs.
     kept = tmp_path / "run" / "scratch" / "seed1" / "imp"
     assert kept.is_dir() and not (tmp_path / "run" / "scratch" / "seed0").exists()
-    monkeypatch.setattr(swamp_comparison, "_cell", lambda *_: {"kept": kept.is_dir()})
+
+    def late_cell(*_):
+        return {"kept": kept.is_dir()}
+        yield
+
+    monkeypatch.setattr(swamp_comparison, "_cell", late_cell)
     assert swamp_comparison.run(config, tmp_path / "run")[-1] == {"kept": True}
     assert not (tmp_path / "run" / "scratch" / "seed1").exists()
 
@@ -216,11 +223,12 @@ def test_tuning_goes_on_after_a_kill_between_a_point_and_its_removal(tmp_path, m
         directory.mkdir(parents=True)
         cycle = {"sparsity": 0.75, "solution": "average", "evaluation": {"average": {"validation": {"accuracy": rates["learning_rate"]}}}}
         return swamp_methods.PrunedRun(None, directory, [cycle], [[]])
+        yield
 
     def killed(directory):
         raise Interrupted
 
-    monkeypatch.setattr(swamp_comparison, "train", train)
+    monkeypatch.setattr(swamp_comparison, "algorithm", train)
     monkeypatch.setattr(swamp_comparison, "_remove", killed)
     with pytest.raises(Interrupted):
         swamp_comparison.run(config, tmp_path / "run")

@@ -10,6 +10,7 @@ import pytest
 from hwa_jax import masks
 from hwa_jax.algorithms import swamp
 from hwa_jax.algorithms.pruning_run import PruningRun, Trained
+from hwa_jax.training.together import alone
 from hwa_jax.errors import UserError
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
 from pruning_runs import prune, pruning_setup, stacked_state
@@ -84,7 +85,7 @@ def test_a_stored_cycle_under_another_mask_is_refused(tmp_path):
 def test_all_particles_start_from_the_ticket(tmp_path):
     setup = pruning_setup({"swamp.num_particles": 4})
     with PruningRun(setup, tmp_path) as run:
-        ticket = run.train_ticket()
+        ticket = alone(run.train_ticket())
     mask = masks.prune_by_magnitude(ticket.params, setup.dense_mask(), 0.5)
     start = jax.device_get(setup.particles_at(ticket, mask))
     assert int(start.step) == int(ticket.step) == 4

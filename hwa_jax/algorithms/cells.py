@@ -3,7 +3,7 @@
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hwa_jax.storage import atomic
@@ -33,14 +33,26 @@ def finish_cells(directory: pathlib.Path, planned: Mapping[str, Callable[[pathli
         >>> first, again
         ([{'accuracy': 0.5}], [{'accuracy': 0.5}])
     """
+    finish_groups(directory, [[name] for name in planned], lambda names, scratch: [planned[name](scratch / name) for name in names])
+    return [read_json(directory / "cells" / f"{name}.json") for name in planned]
+
+
+def finish_groups(
+    directory: pathlib.Path, groups: Sequence[Sequence[str]], make: Callable[[Sequence[str], pathlib.Path], Sequence[Any]]
+) -> None:
+    """`finish_cells`, where several cells are made together.
+
+    Args:
+        directory: as there.
+        groups: names of cells.
+        make: (names of a group whose cells are missing, a directory that is deleted afterwards) -> their figures.
+    """
     (directory / "cells").mkdir(parents=True, exist_ok=True)
-    found = []
-    for number, (name, make) in enumerate(planned.items(), 1):
-        path = directory / "cells" / f"{name}.json"
-        if read_json(path) is None:
-            _logger.info("training %d of %d: %s", number, len(planned), name)
-            atomic.write_json(path, make(directory / "scratch" / name))
-            # Only now: what a kill leaves is either the training or its figures.
+    for number, group in enumerate(groups, 1):
+        missing = {name: path for name in group if read_json(path := directory / "cells" / f"{name}.json") is None}
+        if missing:
+            _logger.info("training %d of %d: %s", number, len(groups), ", ".join(missing))
+            for path, figures in zip(missing.values(), make(list(missing), directory / "scratch")):
+                atomic.write_json(path, figures)
+            # Only now: what a kill leaves is either the trainings or their figures.
             shutil.rmtree(directory / "scratch", ignore_errors=True)
-        found.append(read_json(path))
-    return found

@@ -11,10 +11,11 @@ from typing import Any
 from hwa_jax.algorithms.imp import train_one
 from hwa_jax.algorithms.pruning_run import PruningRun
 from hwa_jax.training.sparse_setup import SparseSetup
+from hwa_jax.training.together import Algorithm
 
 
-def run(setup: SparseSetup, directory: str | os.PathLike, given: Sequence[Any]) -> dict[str, Any] | None:
-    """Trains one particle under each mask, cycle by cycle; resumes and returns as `hwa_jax.algorithms.swamp.train`.
+def algorithm(setup: SparseSetup, directory: str | os.PathLike, given: Sequence[Any]) -> Algorithm[dict[str, Any] | None]:
+    """Trains one particle under each mask, cycle by cycle; resumes and returns as `hwa_jax.algorithms.swamp.algorithm`.
 
     Args:
         setup: the pieces; fraction and target of `config.swamp` decide nothing here.
@@ -25,7 +26,7 @@ def run(setup: SparseSetup, directory: str | os.PathLike, given: Sequence[Any]) 
         UserError: as `hwa_jax.algorithms.swamp.train`, or a cycle was trained under another mask.
     """
     with PruningRun(setup, directory) as run:
-        ticket = run.train_ticket()
+        ticket = yield from run.train_ticket()
         for cycle, mask in enumerate(given):
-            solution = train_one(run, cycle, ticket, mask)
+            solution = yield from train_one(run, cycle, ticket, mask)
         return run.finish(cycle, solution)

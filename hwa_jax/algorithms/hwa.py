@@ -36,13 +36,13 @@ from hwa_jax.online import is_synchronization_step, synchronize
 from hwa_jax.storage.safetensors import save_weights
 from hwa_jax.storage.window_store import WindowStore
 from hwa_jax.training import processes
-from hwa_jax.training.interruption import Interruption
 from hwa_jax.training.loop import Event
 from hwa_jax.training.predictor import description
 from hwa_jax.training.session import Session
 from hwa_jax.training.setup import Setup, prepare
 from hwa_jax.training.shared_stores import SharedWindow
 from hwa_jax.training.step import PARTICLES, TrainState
+from hwa_jax.training.together import Algorithm, Request, alone
 from hwa_jax.training.weights import Weights, recalibrated
 from hwa_jax.training.workdir import Workdir
 
@@ -69,14 +69,19 @@ def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool =
 
 def run(setup: Setup, directory: str | os.PathLike, *, overwrite: bool = False) -> dict[str, Any] | None:
     """`train`, for callers that have prepared the pieces and go on to use them."""
+    return alone(algorithm(setup, directory, overwrite=overwrite))
+
+
+def algorithm(setup: Setup, directory: str | os.PathLike, *, overwrite: bool = False) -> Algorithm[dict[str, Any] | None]:
+    """`run`, as `hwa_jax.training.together` trains several seeds."""
     with Workdir(directory, setup.config, setup.dataset.fingerprint, overwrite=overwrite) as workdir:
         finished = workdir.results()
         if finished is not None and finished["steps"] == setup.periods.total:
             _require_same_replicas(finished, setup)
             return finished
-        with Interruption() as interruption, open_window(setup, workdir.path) as window, Session(setup, workdir) as session:
+        with open_window(setup, workdir.path) as window, Session(setup, workdir) as session:
             hwa = _Hwa(session, window)
-            state, complete = session.run(before=hwa.before(), after=hwa.after(), should_stop=interruption.requested)
+            state, complete = yield Request(session, hwa.after(), hwa.before())
             return hwa.finish(workdir, state) if complete else hwa.stop(state)
 
 

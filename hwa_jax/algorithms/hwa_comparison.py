@@ -19,24 +19,21 @@ A training's figures are one JSON file, written when it has finished; a finished
 
 import functools
 import itertools
-import logging
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from hwa_jax.algorithms import hwa
-from hwa_jax.algorithms.cells import finish_cells
+from hwa_jax.algorithms.cells import finish_groups
+from hwa_jax.algorithms.hwa_cells import Trajectory, algorithm
 from hwa_jax.algorithms.hwa_tuning import training_of, tune
-from hwa_jax.errors import Diverged, UserError
-from hwa_jax.storage import json_lines
-from hwa_jax.training.config import default_config
+from hwa_jax.errors import UserError
+from hwa_jax.training.config import default_config, validate
 from hwa_jax.training.duration import Duration
-from hwa_jax.training.environment import environment
-from hwa_jax.training.interruption import finished
 from hwa_jax.training.setup import prepare
-from hwa_jax.training.weights import recalibrated
+from hwa_jax.training.together import together
 from hwa_jax.training.workdir import Workdir, read_json
 
 # Rows of a report tell these apart, for the online average as for HWA.
@@ -44,10 +41,7 @@ _TOLD_APART = {"num_replicas", "sync_period", "sync_dtype", "outer_optimizer", "
 _VARIABLE = {*_TOLD_APART, "push_every", "window_size"}
 
 # Fields that only add or remove trainings, so that finished ones stay valid.
-MAY_CHANGE = ("title", "description", "seeds", "schedules", "trajectories", "train_sizes")
-
-_logger = logging.getLogger(__name__)
-
+MAY_CHANGE = ("title", "description", "seeds", "seeds_at_once", "schedules", "trajectories", "train_sizes")
 
 class _Kind(NamedTuple):
     weights: dict[str, str]
@@ -80,6 +74,7 @@ def default_comparison() -> ConfigDict:
     config.base = default_config().unlock()
     config.base.logging.tensorboard = False
     config.seeds = (0, 1, 2, 3, 4)
+    config.seeds_at_once = 0  # trained as one program where they differ in nothing else; 0: all, if the memory holds them
     config.tuning_seeds = (100,)  # never reported
     config.optimizers = ConfigDict({
         "sgd": ConfigDict({"learning_rates": (0.01, 0.03, 0.1), "weight_decays": (0.0, 5e-4)}),
@@ -94,31 +89,13 @@ def default_comparison() -> ConfigDict:
     return config.lock()
 
 
-class Trajectory(NamedTuple):
-    """One training and the methods that it serves.
-
-    Attributes:
-        name: unique; of its files.
-        config: of the training.
-        weights: method -> the weights of the training that it evaluates.
-        comparison: "equal_steps", "equal_compute" or "both", as in a cell of the report.
-        gradients: per step.
-    """
-
-    name: str
-    config: ConfigDict
-    weights: dict[str, str]
-    comparison: str
-    gradients: int = 1
-
-
 def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = False) -> list[dict[str, Any]]:
     """Tunes, trains what is missing, and returns all cells; the same call continues.
 
     Args:
         config: as `default_comparison`.
         directory: `cells/*.json` are the finished trainings, `tuning.json` the grid and the choice;
-            `scratch/` holds the training that is running.
+            `scratch/` holds the trainings that are running.
         overwrite: start over.
 
     Returns:
@@ -131,8 +108,8 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
     _validate(config)
     with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
         workdir.record()
-        planned = {one.name: functools.partial(_train, config, one) for one in trajectories(config, tune(config, workdir.path))}
-        finish_cells(workdir.path, planned)
+        planned = {one.name: one for one in trajectories(config, tune(config, workdir.path))}
+        finish_groups(workdir.path, _groups(config, planned), functools.partial(_train_together, config, planned))
         return [cell for name in planned for cell in read_cells(workdir.path / "cells" / f"{name}.json")]
 
 
@@ -142,6 +119,8 @@ def read_cells(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _validate(config):
+    if config.seeds_at_once < 0:
+        raise UserError(f"seeds_at_once={config.seeds_at_once}: must be at least 0")
     unknown = [name for name in config.trajectories if name not in _KINDS]
     if unknown:
         raise UserError(f"trajectories={unknown[0]!r}: give some of {', '.join(_KINDS)}")
@@ -155,7 +134,7 @@ def _validate(config):
 
 
 def trajectories(config: ConfigDict, chosen: dict[str, dict[str, dict[str, float]]]) -> Iterator[Trajectory]:
-    """All trainings of a comparison, seed by seed, so that an interrupted one has whole seeds first.
+    """All trainings of a comparison, in the order of its cells, seed by seed.
 
     Args:
         config: of the comparison.
@@ -201,85 +180,23 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
     yield Trajectory(name, one, weights, comparison, gradients)
 
 
-def _train(config, trajectory, directory):
-    setup = prepare(trajectory.config)
-    try:
-        results = finished(hwa.run(setup, directory))
-    except Diverged as error:
-        _logger.warning("%s: %s", trajectory.name, error)
-        return [_cell(setup, trajectory, _no_results(setup), method, _NO_FIGURES) for method in trajectory.weights]
-    figures = _figures(setup, directory, results)
-    if "uniform" in trajectory.weights.values():
-        start = Duration.parse(config.uniform_start, "uniform_start").steps(setup.periods.epoch, setup.periods.total)
-        figures["uniform"] = _uniform_figures(setup, directory, start)
-    cells = [_cell(setup, trajectory, results, method, figures[name]) for method, name in trajectory.weights.items()]
-    return cells
+def _groups(config, planned):
+    """Names of trainings that differ in nothing but the seed, of `seeds_at_once` seeds after the other."""
+    size = config.seeds_at_once or len(config.seeds)
+    block = {seed: number // size for number, seed in enumerate(config.seeds)}
+    groups = {}
+    for name, one in planned.items():
+        fields = one.config.to_dict() | {"seed": None}
+        groups.setdefault((block[one.config.seed], json.dumps(fields, sort_keys=True)), []).append(name)
+    return list(groups.values())
 
 
-# Of a training that diverged: null, which the report counts as such.
-_NOTHING = {"accuracy": None, "nll": None, "ece": None}
-_NO_FIGURES = {"train": _NOTHING, "validation": _NOTHING, "test": _NOTHING, "curve": []}
-
-
-def _no_results(setup):
-    epochs = setup.periods.total / setup.periods.epoch
-    return {"epochs": epochs, "bytes_communicated": None, "synchronizations": None, "seconds": {"training": None}}
-
-
-def _figures(setup, directory, results):
-    """Weights -> final metrics and validation curve."""
-    rows = [row for row in json_lines.read_json_lines(directory / "metrics.jsonl") if row["kind"] == "evaluation"]
-    return {
-        name: {**final, "curve": [
-            _point(setup, row["step"], row) for row in rows if (row["weights"], row["split"]) == (name, "validation")
-        ]}
-        for name, final in results["final"].items()
-    }
-
-
-def _point(setup, step, metrics):
-    return {"step": step, "epoch": step / setup.periods.epoch, "accuracy": metrics["accuracy"], "nll": metrics["nll"]}
-
-
-def _uniform_figures(setup, directory, start):
-    """The uniform average of the stored weights after `start` steps: no training of its own."""
-    with hwa.open_window(setup, directory) as window:
-        steps = [step for step in window.stored_steps if step > start]
-        if not steps:
-            raise UserError(f"uniform_start={start} steps: nothing is pushed after it; start earlier")
-        curve = []
-        for number, step in enumerate(steps, 1):
-            if step % setup.periods.evaluation == 0 or step == steps[-1]:
-                weights = recalibrated(setup, *window.mean(size=number, upto=step))
-                curve.append(_point(setup, step, setup.evaluator.one(*weights, setup.validation)))
-    return {**setup.evaluate(weights), "curve": curve}
-
-
-def _cell(setup, trajectory, results, method, figures):
-    config, epochs = setup.config, results["epochs"]
-    averaged = method in ("hwa", "online", "offline_window", "offline_uniform")
-    return {
-        "method": method, "optimizer": config.optimizer.name, "schedule": config.schedule.name,
-        "comparison": trajectory.comparison, "seed": config.seed, "num_train": setup.dataset.train.num_examples,
-        "num_replicas": config.hwa.num_replicas,
-        "sync_period": setup.periods.sync if averaged else None,
-        "averaging": _averaging(config.hwa) if method in ("hwa", "online") else None,
-        "window_size": config.hwa.window_size if method in ("hwa", "offline_window") else None,
-        "epochs_per_replica": epochs, "compute_epochs": epochs * config.hwa.num_replicas * trajectory.gradients,
-        "bytes_communicated": results["bytes_communicated"], "synchronizations": results["synchronizations"],
-        "seconds": results["seconds"]["training"], "environment": environment(),
-        "learning_rate": config.optimizer.learning_rate, "weight_decay": config.optimizer.weight_decay, **figures,
-    }
-
-
-def _averaging(fields):
-    """What is special about the online average, for the report; None if nothing."""
-    outer, special = fields.outer_optimizer, []
-    if fields.sync_dtype:
-        special.append(fields.sync_dtype)
-    if outer.name:
-        momentum = f" {'Nesterov' if outer.nesterov else 'momentum'} {outer.momentum:g}" if outer.name == "sgd" and outer.momentum else ""
-        special.append(f"outer {outer.name} {outer.learning_rate:g}{momentum}")
-    if fields.replica_weights:
-        special.append("weights " + ":".join(f"{weight:g}" for weight in fields.replica_weights))
-    return ", ".join(special) or None
+def _train_together(config, planned, names, scratch):
+    """The cells of a group."""
+    for name in names:
+        validate(planned[name].config)
+    setup = prepare(planned[names[0]].config)
+    return together([
+        functools.partial(algorithm, planned[name], setup.with_seed(planned[name].config.seed), scratch, config.uniform_start)
+        for name in names
+    ])

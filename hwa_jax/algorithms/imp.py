@@ -24,6 +24,7 @@ from hwa_jax.algorithms.pruning_run import PruningRun, Solution
 from hwa_jax.errors import UserError
 from hwa_jax.training.sparse_setup import SparseSetup, prepare
 from hwa_jax.training.step import TrainState
+from hwa_jax.training.together import Algorithm, alone
 from hwa_jax.training.weights import Weights
 
 # What makes the configuration of SWAMP one of IMP.
@@ -46,26 +47,31 @@ def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool =
 
 def run(setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False) -> dict[str, Any] | None:
     """`train`, for callers that have prepared the pieces and go on to use them."""
+    return alone(algorithm(setup, directory, overwrite=overwrite))
+
+
+def algorithm(setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False) -> Algorithm[dict[str, Any] | None]:
+    """`run`, as `hwa_jax.training.together` trains several seeds."""
     for field, value in FIELDS.items():
         if setup.config.swamp[field] != value:
             raise UserError(f"swamp.{field}={setup.config.swamp[field]!r}: is {value!r} in iterative magnitude pruning")
     with PruningRun(setup, directory, overwrite=overwrite) as run:
         if run.results() is not None:
             return run.results()
-        ticket = run.train_ticket()
+        ticket = yield from run.train_ticket()
         mask = setup.dense_mask()
         for cycle in itertools.count():
-            solution = train_one(run, cycle, ticket, mask)
+            solution = yield from train_one(run, cycle, ticket, mask)
             if run.is_target(cycle, mask):
                 return run.finish(cycle, solution)
             mask = run.prune(cycle, solution.weights, mask)
 
 
-def train_one(run: PruningRun, cycle: int, ticket: TrainState, mask: Any) -> Solution:
+def train_one(run: PruningRun, cycle: int, ticket: TrainState, mask: Any) -> Algorithm[Solution]:
     """One particle trained from θ_T0∘m, and stored; read, where the cycle has finished before."""
     solution = run.stored(cycle, mask)
     if solution is None:
-        trained = run.train_particles(cycle, 1, ticket, mask)
+        trained = yield from run.train_particles(cycle, 1, ticket, mask)
         [weights] = particles.unstack(jax.device_get(Weights(trained.state.params, trained.state.batch_stats)))
         solution = run.store(trained, weights)
     return solution

@@ -28,12 +28,12 @@ from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.storage.safetensors import named_leaves, save_weights
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
 from hwa_jax.training.config import SWAMP_MAY_CHANGE_ON_RESUME
-from hwa_jax.training.interruption import Interruption
 from hwa_jax.training.loop import Event
 from hwa_jax.training.predictor import description
 from hwa_jax.training.session import Part, Session
 from hwa_jax.training.sparse_setup import SparseSetup
 from hwa_jax.training.step import TrainState
+from hwa_jax.training.together import Algorithm, Request
 from hwa_jax.training.weights import Weights
 from hwa_jax.training.workdir import Workdir, read_json
 
@@ -73,7 +73,8 @@ class Solution(NamedTuple):
 class PruningRun:
     """What IMP and SWAMP need around their boxes; a context manager that a signal leaves early.
 
-    After SIGTERM or SIGINT the running training makes a checkpoint and the `with` block ends without an error.
+    After SIGTERM or SIGINT the running training makes a checkpoint and the `with` block ends without an error. What
+    trains is called by `yield from`, see `hwa_jax.training.together`.
 
     Args:
         setup: the pieces, for any number of particles.
@@ -90,14 +91,11 @@ class PruningRun:
         self._workdir = Workdir(
             directory, setup.config, setup.dataset.fingerprint, overwrite=overwrite, may_change=SWAMP_MAY_CHANGE_ON_RESUME
         )
-        self._interruption = Interruption()
 
     def __enter__(self) -> "PruningRun":
-        self._interruption.__enter__()
         return self
 
     def __exit__(self, kind, error, traceback) -> bool:
-        self._interruption.__exit__()
         self._workdir.__exit__()
         return kind is _Stopped
 
@@ -107,7 +105,7 @@ class PruningRun:
         is_reached = found is not None and found["config"]["swamp"]["target_sparsity"] == self.config.swamp.target_sparsity
         return found if is_reached else None
 
-    def train_ticket(self) -> TrainState:
+    def train_ticket(self) -> Algorithm[TrainState]:
         """The matching ticket, θ_T0: one particle after T0 steps of dense training; NumPy arrays."""
         store = CheckpointStore(self._workdir.path / "ticket", keep=1)
         found = store.restore()
@@ -115,17 +113,17 @@ class PruningRun:
             setup = self._with_particles(1)
             extra = {"mask": jax.device_put(setup.dense_mask(), setup.replicated)}
             part = Part("checkpoints/ticket", setup.initial_state, setup.periods.ticket, number=0, extra=extra)
-            state, _ = self._train(setup, part)
+            state, _ = yield from self._train(setup, part)
             one = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state)._replace(step=()))
             store.save(setup.periods.ticket, one._replace(step=np.asarray(state.step)))
             self._remove(part.checkpoints)
             found = store.restore()
         return found.tree
 
-    def train_particles(self, cycle: int, num_particles: int, origin: TrainState, mask: Any) -> Trained:
+    def train_particles(self, cycle: int, num_particles: int, origin: TrainState, mask: Any) -> Algorithm[Trained]:
         """Trains N particles from θ∘m, T steps; they differ in batch order and augmentation alone."""
         setup = self._with_particles(num_particles)
-        state, seconds = self._train(setup, self._part(setup, cycle, origin, mask))
+        state, seconds = yield from self._train(setup, self._part(setup, cycle, origin, mask))
         return Trained(setup, cycle, mask, state, seconds)
 
     def stored(self, cycle: int, mask: Any) -> Solution | None:
@@ -239,7 +237,7 @@ class PruningRun:
                 Event("log", every(periods.log), session.log),
                 Event("checkpoint", every(periods.checkpoint), session.checkpoint),
             ]
-            state, complete = session.run(after=after, should_stop=self._interruption.requested)
+            state, complete = yield Request(session, after)
             if not complete:
                 session.checkpoint(int(state.step), state)
                 _logger.warning("stopped by a signal at %s: the same command continues", part.checkpoints)

@@ -37,6 +37,7 @@ from ml_collections import ConfigDict
 from hwa_jax import masks, particles
 from hwa_jax.algorithms.pruning_run import PruningRun, Solution, Trained
 from hwa_jax.training.sparse_setup import SparseSetup, prepare
+from hwa_jax.training.together import Algorithm, alone
 from hwa_jax.training.weights import Weights, recalibrated
 
 _logger = logging.getLogger(__name__)
@@ -64,16 +65,22 @@ def train(config: ConfigDict, directory: str | os.PathLike, *, overwrite: bool =
 
 def run(setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False) -> dict[str, Any] | None:
     """`train`, for callers that have prepared the pieces and go on to use them."""
+    return alone(algorithm(setup, directory, overwrite=overwrite))
+
+
+def algorithm(setup: SparseSetup, directory: str | os.PathLike, *, overwrite: bool = False) -> Algorithm[dict[str, Any] | None]:
+    """`run`, as `hwa_jax.training.together` trains several seeds."""
     plan = setup.plan()
     with PruningRun(setup, directory, overwrite=overwrite) as run:
         if run.results() is not None:
             return run.results()
-        start = ticket = run.train_ticket()
+        start = ticket = yield from run.train_ticket()
         mask = setup.dense_mask()
         for cycle in itertools.count():
             solution = run.stored(cycle, mask)
             if solution is None:
-                solution = find_solution(run, run.train_particles(cycle, plan[cycle].num_particles, start, mask))
+                trained = yield from run.train_particles(cycle, plan[cycle].num_particles, start, mask)
+                solution = find_solution(run, trained)
             if run.is_target(cycle, mask):
                 return run.finish(cycle, solution)
             mask = run.prune(cycle, solution.weights, mask)

@@ -12,6 +12,7 @@ The figures of a method and seed are one JSON file, written when they are comple
 trained again.
 """
 
+import functools
 import itertools
 import logging
 import pathlib
@@ -23,18 +24,19 @@ from ml_collections import ConfigDict
 
 from hwa_jax import particles
 from hwa_jax.algorithms.stored_run import SPLITS
-from hwa_jax.algorithms.swamp_methods import PrunedRun, fields_of, train
+from hwa_jax.algorithms.swamp_methods import PrunedRun, algorithm, fields_of
 from hwa_jax.analysis.connectivity import paths
 from hwa_jax.errors import Diverged, UserError
 from hwa_jax.storage import atomic
 from hwa_jax.training.config import default_swamp_config
 from hwa_jax.training.environment import environment
+from hwa_jax.training.together import alone, together
 from hwa_jax.training.workdir import Workdir, read_json
 
 ENSEMBLE, BEST_OF_N = "imp_ensemble", "imp_best"
 
 # Fields that only add or remove trainings, so that finished ones stay valid.
-MAY_CHANGE = ("title", "description", "seeds", "methods", "own_learning_rates")
+MAY_CHANGE = ("title", "description", "seeds", "seeds_at_once", "methods", "own_learning_rates")
 
 # Between the seeds of independent networks.
 _NEXT_MEMBER = 1_000_000
@@ -57,6 +59,7 @@ def default_comparison() -> ConfigDict:
     config.base = default_swamp_config().unlock()
     config.base.logging.tensorboard = False
     config.seeds = (0, 1, 2)
+    config.seeds_at_once = 0  # trained as one program, method by method; 0: all, if the memory holds them
     config.tuning_seeds = (100,)  # never reported
     config.tuning_sparsity = 0.8  # from here on a cycle counts in tuning
     config.learning_rates = (0.05, 0.1, 0.2)
@@ -76,7 +79,7 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
     Args:
         config: as `default_comparison`.
         directory: `cells/*.json` are the figures, `tuning.json` the grid and the choice; `scratch/` holds the
-            trainings of the seed, or point of a grid, that is running.
+            trainings of the seeds, or point of a grid, that are running.
         overwrite: start over.
 
     Returns:
@@ -91,23 +94,33 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         workdir.record()
         rates = _tune(config, workdir.path)
         (workdir.path / "cells").mkdir(exist_ok=True)
-        cells = []
-        for seed in config.seeds:
-            scratch = workdir.path / "scratch" / f"seed{seed}"
-            for method in config.methods:
-                path = workdir.path / "cells" / f"{method}-seed{seed}.json"
-                if read_json(path) is None:
-                    _logger.info("seed %d: %s", seed, method)
-                    atomic.write_json(path, _cell(config, method, seed, rates, scratch))
-                cells.append(read_json(path))
-            # Only now: methods of one seed use each other's trainings.
-            _remove(scratch)
+        paths = {(seed, method): workdir.path / "cells" / f"{method}-seed{seed}.json" for seed in config.seeds for method in config.methods}
+        size = config.seeds_at_once or len(config.seeds) or 1
+        for start in range(0, len(config.seeds), size):
+            _train_together(config, config.seeds[start : start + size], rates, paths, workdir.path / "scratch")
         _remove(workdir.path / "scratch")
-        return cells
+        return [read_json(path) for path in paths.values()]
+
+
+def _train_together(config, seeds, rates, paths, scratch):
+    """Writes the cells of these seeds that are missing, method by method."""
+    directories = {seed: scratch / f"seed{seed}" for seed in seeds}
+    for method in config.methods:
+        missing = [seed for seed in seeds if read_json(paths[seed, method]) is None]
+        if missing:
+            _logger.info("%s: seeds %s", method, ", ".join(map(str, missing)))
+        cells = together([functools.partial(_cell, config, method, seed, rates, directories[seed]) for seed in missing])
+        for seed, cell in zip(missing, cells):
+            atomic.write_json(paths[seed, method], cell)
+    # Only now: methods of one seed use each other's trainings.
+    for directory in directories.values():
+        _remove(directory)
 
 
 def _validate(config):
     known, swamp = _known(config), config.base.swamp
+    if config.seeds_at_once < 0:
+        raise UserError(f"seeds_at_once={config.seeds_at_once}: must be at least 0")
     for field, fits, fix in (
         ("num_particles", type(swamp.num_particles) is int and swamp.num_particles > 1, "give a whole number of at least 2"),
         ("swa", swamp.swa, "must be True"), ("averaging", swamp.averaging == "always", "must be 'always'"),
@@ -178,7 +191,7 @@ def tuned(directory: str | pathlib.Path) -> dict[str, Any]:
 def _mean_validation(config, point, scratch):
     """0 where the training diverged."""
     try:
-        cycles = train(config, point["method"], point["seed"], point, scratch).cycles
+        cycles = alone(algorithm(config, point["method"], point["seed"], point, scratch)).cycles
     except Diverged:
         return 0.0
     sparse = [cycle for cycle in cycles if cycle["sparsity"] >= config.tuning_sparsity]
@@ -191,10 +204,12 @@ def _cell(config, method, seed, rates, scratch):
     try:
         if method in (ENSEMBLE, BEST_OF_N):
             number = 2 if method == ENSEMBLE else config.base.swamp.num_particles
-            members = [train(config, "imp", seed + k * _NEXT_MEMBER, rates, scratch) for k in range(number)]
+            members = []
+            for k in range(number):
+                members.append((yield from algorithm(config, "imp", seed + k * _NEXT_MEMBER, rates, scratch)))
             setup, levels = members[0].setup, list((_ensemble_levels if method == ENSEMBLE else _best_levels)(members))
         else:
-            run = train(config, method, seed, rates, scratch)
+            run = yield from algorithm(config, method, seed, rates, scratch)
             setup, levels = run.setup, list(_levels(run))
     except Diverged as error:
         _logger.warning("seed %d: %s: %s", seed, method, error)

@@ -31,6 +31,7 @@ from hwa_jax.training.config import default_swamp_config
 from hwa_jax.training.duration import Duration
 from hwa_jax.training.interruption import finished
 from hwa_jax.training.sparse_setup import SparseSetup, prepare
+from hwa_jax.training.together import Algorithm
 from hwa_jax.training.weights import Weights
 
 _GIVEN = ("swamp_mask", "one_shot")
@@ -90,7 +91,7 @@ def training_of(config: ConfigDict, method: str, seed: int, rates: dict[str, flo
     return one
 
 
-def train(config: ConfigDict, method: str, seed: int, rates: dict[str, float], scratch: pathlib.Path) -> PrunedRun:
+def algorithm(config: ConfigDict, method: str, seed: int, rates: dict[str, float], scratch: pathlib.Path) -> Algorithm[PrunedRun]:
     """Trains what is missing of a run, and of those that its masks come from.
 
     Args:
@@ -104,12 +105,12 @@ def train(config: ConfigDict, method: str, seed: int, rates: dict[str, float], s
     setup = prepare(training_of(config, method, seed, rates))
     directory = scratch / f"{method}-seed{seed}"
     if method in _GIVEN:
-        source = train(config, "swamp" if method == "swamp_mask" else "imp", seed, rates, scratch)
+        source = yield from algorithm(config, "swamp" if method == "swamp_mask" else "imp", seed, rates, scratch)
         given, makers = _masks_of(source) if method == "swamp_mask" else _one_shot_masks(source)
-        cycles = finished(given_masks.run(setup, directory, given))["cycles"]
+        cycles = finished((yield from given_masks.algorithm(setup, directory, given)))["cycles"]
         return PrunedRun(setup, directory, cycles, makers)
     is_imp = all(setup.config.swamp[name] == value for name, value in imp.FIELDS.items())
-    cycles = finished((imp if is_imp else swamp).run(setup, directory))["cycles"]
+    cycles = finished((yield from (imp if is_imp else swamp).algorithm(setup, directory)))["cycles"]
     return PrunedRun(setup, directory, cycles, [cycles[:number] for number in range(len(cycles))])
 
 

@@ -52,6 +52,7 @@ class Session:
         part: which part of a run it is; None: the whole run.
 
     Attributes:
+        part: the one it is.
         state: the stacked TrainState at the start.
         first: completed steps of the part at the start.
         promised: steps of the window's members when the checkpoint was made.
@@ -63,7 +64,7 @@ class Session:
 
     def __init__(self, setup: Setup, workdir: Workdir, part: Part | None = None):
         self.setup = setup
-        self._part = part = part or Part("checkpoints", setup.initial_state, setup.periods.total)
+        self.part = part = part or Part("checkpoints", setup.initial_state, setup.periods.total)
         self._checkpoints = SharedCheckpoints(workdir.path / part.checkpoints, keep=setup.config.checkpoint.keep)
         self.state, self.first, metadata = self._start()
         self.promised = metadata["window"]
@@ -82,20 +83,20 @@ class Session:
         # A damaged log is refused before anything is written.
         read_json_lines(workdir.path / "metrics.jsonl")
         workdir.record()
-        return MetricsWriter(workdir.path, first=self._part.offset + self.first, tensorboard=self.setup.config.logging.tensorboard)
+        return MetricsWriter(workdir.path, first=self.part.offset + self.first, tensorboard=self.setup.config.logging.tensorboard)
 
     def _start(self):
-        like, num_replicas = jax.eval_shape(self._part.start), self.setup.num_replicas
+        like, num_replicas = jax.eval_shape(self.part.start), self.setup.num_replicas
         # What an earlier version stored does not say how many replicas: as many as now.
         restored = self._checkpoints.restore(
             like=lambda metadata: replica_count.stored_like(like, metadata.get("num_replicas", num_replicas))
         )
         if restored is None:
-            state = self._part.start()
+            state = self.part.start()
             return state, int(state.step), {"seconds": {}, "window": []}
-        if restored.step > self._part.total:
+        if restored.step > self.part.total:
             raise UserError(
-                f"training.duration={self.setup.config.training.duration!r} is {self._part.total} steps, "
+                f"training.duration={self.setup.config.training.duration!r} is {self.part.total} steps, "
                 f"but the run has already done {restored.step}: give a longer one"
             )
         if restored.metadata.get("num_replicas", num_replicas) != num_replicas:
@@ -131,22 +132,43 @@ class Session:
         self, *, before: Sequence[Event] = (), after: Sequence[Event] = (), should_stop: Callable[[], bool]
     ) -> tuple[TrainState, bool]:
         """`loop.run` from where the session starts to the end of its part."""
-        epoch = Event("epoch", lambda done: (done - 1) % self.setup.periods.epoch == 0, self._begin_epoch)
+        epoch = Event("epoch", self.begins_epoch, self.begin_epoch)
         return loop.run(
-            self.state, self.step, range(self.first, self._part.total), before=[epoch, *before], after=after,
+            self.state, self.step, self.steps, before=[epoch, *before], after=after,
             steps_per_call=self.setup.steps_per_call, should_stop=should_stop,
         )
 
+    @property
+    def steps(self) -> range:
+        """The steps that `run` makes, each as the number of those before it."""
+        return range(self.first, self.part.total)
+
+    @property
+    def inputs(self) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+        """What a step takes besides state and images: indices of the epoch's batches, key, arguments of the update."""
+        return self._indices, self._noise_key, self.part.extra
+
     def step(self, state: TrainState, count: int) -> TrainState:
         """Optimizer steps of all replicas within an epoch; dispatches and returns. `state` is donated."""
-        arguments = (state, self._indices, self.setup.train, self._noise_key, self._part.extra)
+        indices, key, extra = self.inputs
+        arguments = (state, indices, self.setup.train, key, extra)
         if count not in self._compiled:
             with self.clock.activity("compilation"):
                 self._compiled[count] = self.setup.step.lower(*arguments, count=count).compile()
-        self._bar.update(count)
+        self.show_progress(count)
         return self._compiled[count](*arguments)
 
-    def _begin_epoch(self, _, state):
+    def show_progress(self, count: int) -> None:
+        """Moves the bar by so many steps."""
+        self._bar.update(count)
+
+    def begins_epoch(self, done: int) -> bool:
+        """Whether the step that makes it `done` is the first of an epoch."""
+        return (done - 1) % self.setup.periods.epoch == 0
+
+    def begin_epoch(self, done: int, state: TrainState) -> TrainState:
+        """Draws the batches of the epoch that begins."""
+        del done
         self._indices = self.setup.epoch_indices(state.step, self._batch_key)
         return state
 
@@ -154,8 +176,8 @@ class Session:
         """Adds a row to the log."""
         if self._writer is None:
             return
-        step = self._part.offset + done
-        self._writer.write({"step": step, "epoch": step / self.setup.periods.epoch, "kind": kind, **self._part.facts, **values})
+        step = self.part.offset + done
+        self._writer.write({"step": step, "epoch": step / self.setup.periods.epoch, "kind": kind, **self.part.facts, **values})
 
     def log(self, done: int, state: TrainState) -> TrainState:
         """Writes the training loss and accuracy since the last log, and starts their sums again."""

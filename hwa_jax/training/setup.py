@@ -25,6 +25,7 @@ from hwa_jax.training.evaluation import Evaluator
 from hwa_jax.training.functional import FunctionalModel, as_pairs, from_nnx, from_pairs
 from hwa_jax.training.optimizers import make_optimizer, make_outer_optimizer, make_schedule, with_replica_weights
 from hwa_jax.training.periods import Periods
+from hwa_jax.training.seed_programs import SeedPrograms
 from hwa_jax.training.step import PARTICLES, STATE_AXES, Progress, TrainState, make_step
 
 
@@ -119,6 +120,17 @@ class Setup:
             return jax.lax.scan(lambda state, _: (mapped(state, *shared), None), state, length=count)[0]
 
         return jax.jit(steps, donate_argnums=0, static_argnames="count")
+
+    @functools.cached_property
+    def seed_programs(self) -> SeedPrograms:
+        """The same for several seeds at once."""
+        return SeedPrograms(self.step, self.mesh)
+
+    def with_seed(self, seed: int) -> "Setup":
+        """The pieces of the same training from another seed; data on the devices and the evaluator are shared."""
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        return dataclasses.replace(self, config=config)
 
     @property
     def steps_per_call(self) -> int:
