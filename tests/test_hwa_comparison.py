@@ -130,12 +130,35 @@ def test_finished_cells_are_not_trained_again(cells, directory, monkeypatch):
     monkeypatch.setattr(hwa, "algorithm", lambda setup, *args, **kwargs: trained.append(setup.config) or train(setup, *args, **kwargs))
     again = hwa_comparison.run(tiny(), directory)
     assert [(config.optimizer.wrapper, config.seed) for config in trained] == [("sam", 1)]
-
-    def untimed(cells):
-        return [{name: value for name, value in cell.items() if name != "seconds"} for cell in cells]
-
-    assert untimed(again) == untimed(cells)
+    # It was trained with seed 0 before, and now alone.
+    assert_same_figures(again, cells)
     assert not (directory / "scratch").exists()
+
+
+def test_seeds_train_together_as_one_by_one(cells, tmp_path, monkeypatch):
+    groups, together = [], hwa_comparison.together
+    monkeypatch.setattr(hwa_comparison, "together", lambda begin: groups.append(len(begin)) or together(begin))
+    config = tiny()
+    config.trajectories, config.seeds_at_once = ("plain", "offline", "hwa"), 1
+    config.tuning_seeds, config.optimizers.sgd.learning_rates = (), (0.1,)
+    found = hwa_comparison.run(config, tmp_path / "run")
+    assert groups == [1] * 4
+    expected = [cell for cell in cells if cell["epochs_per_replica"] == 4 and cell["method"] not in ("lookahead", "sam")]
+    assert_same_figures(found, expected)
+    for path in (tmp_path / "run" / "cells").glob("*.json"):
+        path.unlink()
+    config.seeds_at_once = 2
+    assert_same_figures(hwa_comparison.run(config, tmp_path / "run"), expected)
+    assert groups[4:] == [2, 2]
+
+
+def assert_same_figures(found, expected):
+    """Cells of the same names and numbers, but for rounding and time."""
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected):
+        assert mine.keys() == theirs.keys()
+        figures, others = ([leaf for _, leaf in jax.tree.leaves_with_path({**cell, "seconds": 0})] for cell in (mine, theirs))
+        assert figures == [pytest.approx(leaf, rel=1e-4) if isinstance(leaf, float) else leaf for leaf in others]
 
 
 def test_another_base_is_refused_and_more_seeds_are_not(cells, directory):

@@ -164,6 +164,25 @@ def test_finished_cells_are_not_trained_again(cells, directory, monkeypatch):
     assert untimed(again["swamp_mask"]) == untimed(cells["swamp_mask"])
 
 
+def test_seeds_train_together_and_what_is_finished_stays(cells, tmp_path, compiled):
+    config = tiny()
+    config.learning_rates, config.seeds, config.methods = (0.05,), (0, 1), ("imp",)
+    before = swamp_comparison.run(config, tmp_path / "run")
+    (tmp_path / "run" / "cells" / "imp-seed0.json").unlink()
+    config.methods = ("imp", "swamp_mask")
+    found = swamp_comparison.run(config, tmp_path / "run")
+    assert [(cell["seed"], cell["method"]) for cell in found] == [(seed, method) for seed in (0, 1) for method in config.methods]
+    assert found[2] == before[1]
+    # Seed 0 is trained alone in the other comparison, and imp was here, the second time.
+    for mine, theirs in [(before[0], cells["imp"]), (found[0], cells["imp"]), (found[1], cells["swamp_mask"])]:
+        assert mine.keys() == theirs.keys()
+        for level, expected in zip(mine["levels"], theirs["levels"], strict=True):
+            assert {**level, "seconds": 0}.keys() == expected.keys()
+            for split in ("train", "validation", "test"):
+                assert level[split] == pytest.approx(expected[split], rel=1e-4)
+    assert found[3]["levels"][2]["test"] != found[1]["levels"][2]["test"]
+
+
 def test_another_base_is_refused_and_fewer_methods_are_not(cells, directory):
     config = tiny()
     config.base.swamp.fraction = 0.4
@@ -264,6 +283,7 @@ def test_all_methods_run_and_are_reported(cells, directory, tmp_path):
         ({"base.swamp.swa": False}, "base.swamp.swa=False: must be True"),
         ({"base.swamp.averaging": "when_safe"}, "base.swamp.averaging='when_safe': must be 'always'"),
         ({"base.swamp.gate_fraction": 0.0}, "base.swamp.gate_fraction=0.0: the gated methods need one"),
+        ({"seeds_at_once": -1}, "seeds_at_once=-1: must be at least 0"),
         ({"seeds": (100,)}, r"tuning_seeds=\(100,\): 100 is also one of seeds"),
     ],
 )
