@@ -14,7 +14,11 @@ from hwa_jax.training.functional import from_nnx
 from jax_step import mesh
 
 TITLE = "Dense layers and BatchNorm of N particles: time of ours over N single ones"
-NOTE = "Forward and the gradients of weights and inputs, float32. Dense: batch x inputs x outputs; BatchNorm: batch x height x width x channels."
+NOTE = (
+    "Forward and the gradients of weights and inputs, float32. Dense: batch x inputs x outputs; BatchNorm: batch x height x width x "
+    "channels. A single layer finds its arrays in the caches, call after call, and in memory that the process holds; those of several "
+    "outgrow both, see docs/cpu.md."
+)
 LAYERS = {
     "dense": ("128x784x300", "128x512x512"),
     "batch_norm": ("64x32x32x16", "128x8x8x64"),

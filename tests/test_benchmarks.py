@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,6 +126,18 @@ def test_what_was_not_run_says_why_and_what_does_not_apply_is_a_dash():
     assert rows["cnn_s"] == ["4", "not run", "–"]
     assert "- cnn_s 4, naive vmap: not run: one call took over 60 s" in shown
     assert "not idle before 1 of 2 cells" in shown
+
+
+@pytest.mark.parametrize(("layer", "shape"), [("dense", "3x5x4"), ("batch_norm", "3x4x4x2")])
+def test_layers_of_particles_have_the_gradients_of_one(layer, shape):
+    layers = importlib.import_module("layers")
+    gradients, arguments = layers._layer(layer, [int(size) for size in shape.split("x")])
+    stacked = jax.vmap(gradients)(*(jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), argument) for argument in arguments))
+    for factor, number in ((1, 0), (2, 1)):
+        one = gradients(*(jax.tree.map(lambda leaf: factor * leaf, argument) for argument in arguments))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[number], b, rtol=1e-5, atol=1e-5), stacked, one)
+        (params, inputs), _ = one
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, arguments[0]) and inputs.shape == arguments[2].shape
 
 
 def test_examples():
