@@ -43,6 +43,7 @@ _VARIABLE = {*_TOLD_APART, "push_every", "window_size"}
 # Fields that only add or remove trainings, so that finished ones stay valid.
 MAY_CHANGE = ("title", "description", "seeds", "seeds_at_once", "schedules", "trajectories", "train_sizes")
 
+
 class _Kind(NamedTuple):
     weights: dict[str, str]
     comparison: str
