@@ -92,7 +92,7 @@ def test_a_cell_that_was_cut_off_is_measured_again(tmp_path):
 
 def test_unknown_rows_are_refused(tmp_path):
     ended = bench(tmp_path, "--rows=particle")
-    assert ended.returncode == 2 and "'particle': give some of particles, epochs" in ended.stderr
+    assert ended.returncode == 2 and "'particle': give some of particles, layers" in ended.stderr
 
 
 def test_goals_say_whether_all_their_cells_reach_them():
