@@ -90,6 +90,15 @@ def test_nothing_of_it_stays_in_any_state(tmp_path, poison, fields):
     assert all(np.isfinite(split["nll"]) for weights in results["final"].values() for split in weights.values())
 
 
+def test_the_watch_measures_the_others(tmp_path, poison):
+    # It looks at the replicas one step before the average after step 8.
+    poison({6: [1]})
+    train(tmp_path, {**DROP, "evaluation.averaging_health": True})
+    assert [(row["step"], row["replica"]) for row in rows(tmp_path, kind="drop")] == [(7, 1)]
+    measured = [row["online_gap"] for row in rows(tmp_path, kind="health")]
+    assert len(measured) == 3 and np.isfinite(measured).all()
+
+
 def test_without_nan_nothing_changes(tmp_path):
     train(tmp_path / "stop", FIELDS)
     train(tmp_path / "drop", DROP)
