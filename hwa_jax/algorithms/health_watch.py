@@ -71,6 +71,7 @@ class HealthWatch:
         return state
 
     def _look_at_replicas(self, done, state):
+        state = self._session.without_lost(done - 1, state)
         with self._session.clock.activity("evaluation"):
             setup = self._setup
             batch_stats, _ = setup.recalibrate(state.params, state.batch_stats, stacked=True)

@@ -198,9 +198,9 @@ class _Hwa:
         """The events after a step, in their order."""
         periods = self._setup.periods
         # A synchronization that has nothing to do here would only end a call of several steps.
-        has_statistics = self._setup.num_replicas > 1 and bool(jax.tree.leaves(self._session.state.batch_stats))
+        is_needed = self._setup.num_replicas > 1 and bool(self._setup.drops_lost or jax.tree.leaves(self._session.state.batch_stats))
         return [
-            Event("synchronization", lambda done: has_statistics and self._is_synchronization(done), self._synchronize_batch_stats),
+            Event("synchronization", lambda done: is_needed and self._is_synchronization(done), self._synchronize),
             Event("push", periods.is_push, self._push),
             *(self._watch.after() if self._watch else ()),
             Event("evaluation", self._every(periods.evaluation), self._evaluate),
@@ -224,11 +224,14 @@ class _Hwa:
 
         return jax.jit(particles.vectorize(average, mesh=self._setup.mesh), donate_argnums=0)
 
-    def _synchronize_batch_stats(self, done, state):
+    def _synchronize(self, done, state):
+        """What the step itself has not averaged."""
+        if self._setup.drops_lost:
+            state = self._session.without_lost(done, state)
         return state._replace(batch_stats=self._average_batch_stats(state.batch_stats))
 
     def _push(self, done, state):
-        self._session.require_finite(state)
+        state = self._session.without_lost(done, state)
         self._window.push(done, outer_weights(self._setup, state))
         self._session.write(done, "push", {"spread": self._spread(done, state)})
         return state
@@ -241,6 +244,7 @@ class _Hwa:
 
     def _evaluate_inner(self, done, state):
         """The replicas one step before, since at a synchronization they have just been made equal."""
+        state = self._session.without_lost(done - 1, state)
         with self._evaluating(state):
             self._inner_metrics = {
                 name: average_metrics(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
@@ -249,6 +253,7 @@ class _Hwa:
         return state
 
     def _evaluate(self, done, state):
+        state = self._session.without_lost(done, state)
         evaluator = self._setup.evaluator
         with self._evaluating(state):
             choice = hwa_choice(self._setup, state, self._window)

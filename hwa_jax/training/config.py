@@ -19,7 +19,7 @@ AUTO = "auto"
 _MAY_CHANGE = ("num_devices", "evaluation.batch_size", "logging.every", "logging.tensorboard", "data.data_dir")
 MAY_CHANGE_ON_RESUME = (
     "training.duration", "evaluation.every", "evaluation.averaging_health", "hwa.num_replicas", "hwa.replica_weights", "hwa.data_parallel",
-    *_MAY_CHANGE,
+    "hwa.nan_policy", *_MAY_CHANGE,
 )
 SWAMP_MAY_CHANGE_ON_RESUME = ("swamp.target_sparsity", "checkpoint.every", "checkpoint.keep", *_MAY_CHANGE)
 
@@ -46,6 +46,7 @@ def default_config() -> ConfigDict:
         "keep_pushes": 0,  # how many members stay on disk for re-sweeps; 0: what resuming needs, or all to choose I from
         "data_mode": "shared", "optimizer_state": "local",
         "sync_dtype": "",  # "bfloat16": weights are synchronized by their movements, in half the bytes
+        "nan_policy": "stop",  # or "drop": a replica whose loss or gradient is not finite restarts from the mean of the others
         "replica_weights": (),  # how much each replica counts in averages, K numbers; (): all the same
         # Acts on the averaged movement; "": none. With sgd, 0.7, 0.9 and Nesterov it is DiLoCo.
         "outer_optimizer": ConfigDict({"name": "", "learning_rate": 0.7, "momentum": 0.9, "nesterov": True, "options": ConfigDict()}),
@@ -188,7 +189,7 @@ _LEAST = {
 _CHOICES = {
     "data.source": SOURCES,
     "model.norm": ("", "batch", "group", "none"), "model.dtype": ("float32", "bfloat16"),
-    "hwa.data_mode": DATA_MODES, "hwa.sync_dtype": ("", "bfloat16"), "hwa.optimizer_state": ("local", "average", "reset"),
+    "hwa.data_mode": DATA_MODES, "hwa.nan_policy": ("stop", "drop"), "hwa.sync_dtype": ("", "bfloat16"), "hwa.optimizer_state": ("local", "average", "reset"),
     "swamp.pruner": PRUNERS, "swamp.averaging": ("always", "when_safe"), "swamp.rewind": ("ticket", "previous"),
 }
 _FRACTIONS = (

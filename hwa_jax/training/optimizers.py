@@ -114,6 +114,7 @@ def with_replica_weights(
     Args:
         optimizer: as `hwa_jax.with_online_average` returns it.
         weights: one number per replica, in the order of `jax.lax.axis_index(axis_name)`; none at all: all the same.
+            Weights that the update is given multiply them.
         axis_name: over which the replicas lie.
     """
     if not weights:
@@ -121,7 +122,8 @@ def with_replica_weights(
 
     def update(updates, state, params=None, **extra_args):
         weight = jnp.asarray(weights, jnp.float32)[jax.lax.axis_index(axis_name)]
-        return optimizer.update(updates, state, params, weights=weight, **extra_args)
+        extra_args["weights"] = weight * extra_args.get("weights", 1.0)
+        return optimizer.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 

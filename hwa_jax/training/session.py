@@ -181,7 +181,7 @@ class Session:
 
     def log(self, done: int, state: TrainState) -> TrainState:
         """Writes the training loss and accuracy since the last log, and starts their sums again."""
-        self.require_finite(state)
+        state = self.without_lost(done, state)
         progress = processes.to_host(state.progress)
         loss = float(np.mean(progress.loss / progress.steps))
         self.write(done, "train", {
@@ -192,23 +192,34 @@ class Session:
         self._bar.set_postfix(loss=f"{loss:.3f}")
         return state._replace(progress=self.setup.zero_progress())
 
-    def require_finite(self, state: TrainState) -> None:
-        """Stops a diverged training before anything of it is stored.
+    def without_lost(self, done: int, state: TrainState) -> TrainState:
+        """Stops a diverged training before anything of it is stored; or restarts its lost replicas, where the configuration says so.
 
         Raises:
-            Diverged: the loss or gradient of a replica was not finite; names replica and step.
+            Diverged: the loss or gradient of a replica was not finite, or that of all of them; names replica and step.
         """
         first = processes.to_host(state.progress.first_non_finite)
-        if first.min() != NEVER:
+        lost = np.flatnonzero(first != NEVER)
+        if not lost.size:
+            return state
+        if lost.size == first.size or not self.setup.drops_lost:
             raise Diverged(
                 f"loss or gradient of replica {int(first.argmin())} is not finite at step {int(first.min())}: lower "
                 f"optimizer.learning_rate={self.setup.config.optimizer.learning_rate}; "
                 f"checkpoints kept: {self._checkpoints.steps or 'none'}"
             )
 
+        for replica in lost.tolist():
+            _logger.warning(
+                "replica %d: loss or gradient is not finite at step %d: dropped, and restarted from the mean of the others at step %d",
+                replica, first[replica], done,
+            )
+            self.write(done, "drop", {"replica": replica, "first_non_finite": int(first[replica])})
+        return self.setup.restart_lost(state)
+
     def checkpoint(self, done: int, state: TrainState, window: Sequence[int] = ()) -> TrainState:
         """Stores the state, and which steps the window holds; durable when it returns."""
-        self.require_finite(state)
+        state = self.without_lost(done, state)
         with self.clock.activity("checkpoint"):
             self._checkpoints.save(done, state, self._metadata(self.clock.seconds(), window))
         return state

@@ -23,6 +23,7 @@ from hwa_jax.training.config import validate
 from hwa_jax.training.devices import DATA, replica_mesh
 from hwa_jax.training.evaluation import Evaluator
 from hwa_jax.training.functional import FunctionalModel, as_pairs, from_nnx, from_pairs
+from hwa_jax.training.lost_replicas import restart_lost
 from hwa_jax.training.optimizers import make_optimizer, make_outer_optimizer, make_schedule, with_replica_weights
 from hwa_jax.training.periods import Periods
 from hwa_jax.training.seed_programs import SeedPrograms
@@ -110,6 +111,7 @@ class Setup:
             self.model, self.optimizer, mean=self.dataset.mean, std=self.dataset.std,
             augment={"crop_padding": self.config.data.crop_padding, "flip": self.config.data.flip},
             label_smoothing=self.config.training.label_smoothing, ema=self.ema, data_axis=_data_axis(self.mesh),
+            drop_lost=self.drops_lost,
         )
         mapped = particles.vectorize(step, in_axes=(STATE_AXES, 0, None, None, None), out_axes=STATE_AXES, mesh=self.mesh)
 
@@ -193,6 +195,17 @@ class Setup:
     def replica_weights(self) -> tuple[float, ...] | None:
         """How much each replica counts; None: all the same."""
         return self.config.hwa.replica_weights or None if "hwa" in self.config else None
+
+    @property
+    def drops_lost(self) -> bool:
+        """Whether a replica that is not finite is left out, and the training goes on."""
+        return "hwa" in self.config and self.config.hwa.nan_policy == "drop"
+
+    @functools.cached_property
+    def restart_lost(self):
+        """State -> the same with `lost_replicas.restart_lost`; jitted, the state is donated."""
+        restart = functools.partial(restart_lost, weights=self.replica_weights)
+        return jax.jit(particles.vectorize(restart, in_axes=(STATE_AXES,), out_axes=STATE_AXES, mesh=self.mesh), donate_argnums=0)
 
     def recalibrate(self, params: Any, batch_stats: Any, *, stacked: bool = False) -> tuple[Any, RecalibrationReport | None]:
         """BatchNorm statistics of these weights on training images; what came in, without BatchNorm.

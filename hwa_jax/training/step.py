@@ -31,6 +31,11 @@ class Progress(NamedTuple):
     steps: jax.Array
     first_non_finite: jax.Array
 
+    @property
+    def is_healthy(self) -> jax.Array:
+        """Whether all steps were finite: the weight 1.0 or 0.0 that a particle then has in an average."""
+        return (self.first_non_finite == NEVER).astype(jnp.float32)
+
     @classmethod
     def zero(cls, first_non_finite: Any = NEVER) -> "Progress":
         """No steps yet."""
@@ -72,6 +77,7 @@ def make_step(
     label_smoothing: float = 0.0,
     ema: Average | None = None,
     data_axis: str | None = None,
+    drop_lost: bool = False,
 ) -> Callable[[TrainState, jax.Array, Split, jax.Array, dict[str, Any]], TrainState]:
     """The step of one particle: batch, augmentation, gradient, update, sums.
 
@@ -84,6 +90,8 @@ def make_step(
         ema: an exponential average to keep.
         data_axis: a bound mesh axis whose devices share the particle's batch: each takes its rows, and loss and
             gradient are the means of all. The model pools its BatchNorm moments over it (`from_nnx(data_axis=...)`).
+        drop_lost: whether the optimizer's update is given `weights`: 0 from a particle's first loss or gradient on
+            that is not finite, else 1.
 
     Returns:
         step(state, indices [steps per epoch, batch], split on the device, key, extra) -> state; extra: more
@@ -122,10 +130,6 @@ def make_step(
             return gradients, loss, batch_stats, correct
 
         gradients, loss, batch_stats, correct = of_batch(state.params)
-        updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, grad_fn=lambda params, _: of_batch(params)[0], **extra
-        )
-        params = optax.apply_updates(state.params, updates)
         done = state.step + 1
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
         progress = Progress(
@@ -134,6 +138,11 @@ def make_step(
             steps=state.progress.steps + 1,
             first_non_finite=jnp.minimum(state.progress.first_non_finite, jnp.where(finite, NEVER, done)),
         )
+        weights = {"weights": progress.is_healthy} if drop_lost else {}
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, grad_fn=lambda params, _: of_batch(params)[0], **weights, **extra
+        )
+        params = optax.apply_updates(state.params, updates)
         averaged = ema.update(state.ema, params) if ema else state.ema
         return TrainState(done, params, batch_stats, opt_state, averaged, progress)
 
