@@ -23,6 +23,7 @@ def tiny():
     config.base.evaluation.update({"batch_size": 60, "train_examples": 60})
     config.base.checkpoint.every = "4 epochs"
     config.seeds = (0, 1)
+    config.seeds_at_once = 2
     config.optimizers = {"sgd": {"learning_rates": (0.001, 0.1), "weight_decays": (0.0,)}}
     config.schedules = ("constant",)
     return config

@@ -166,7 +166,7 @@ def test_finished_cells_are_not_trained_again(cells, directory, monkeypatch):
 
 def test_seeds_train_together_and_what_is_finished_stays(cells, tmp_path, compiled):
     config = tiny()
-    config.learning_rates, config.seeds, config.methods = (0.05,), (0, 1), ("imp",)
+    config.learning_rates, config.seeds, config.seeds_at_once, config.methods = (0.05,), (0, 1), 2, ("imp",)
     before = swamp_comparison.run(config, tmp_path / "run")
     (tmp_path / "run" / "cells" / "imp-seed0.json").unlink()
     config.methods = ("imp", "swamp_mask")

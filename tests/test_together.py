@@ -14,7 +14,7 @@ from hwa_jax.errors import Diverged, UserError
 from hwa_jax.training import together as driver
 from hwa_jax.training.interruption import Interrupted
 from hwa_jax.training.session import Session
-from hwa_jax.training.together import alone, together
+from hwa_jax.training.together import alone, most_seeds, together
 from compilations import compilations
 from pruning_runs import IMP, cycle_weights, pruning_setup
 from training_runs import checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, small_setup  # noqa: F401
@@ -225,6 +225,7 @@ def test_what_the_memory_does_not_hold_is_halved(tmp_path, stacked, monkeypatch,
     assert needed[0] > 5 * 2 * 4 * 50_000 and "5 seeds at once take" in caplog.text
 
 
-def test_at_most_so_many_seeds_at_once(tmp_path, stacked):
-    together(beginnings(hwa.algorithm, small_setup(), tmp_path), most=2)
-    assert stacked[0] == 2 and set(stacked[1:]) == {1}
+def test_on_a_cpu_one_seed_at_a_time_elsewhere_all(monkeypatch):
+    assert most_seeds(0, 5) == 1 and most_seeds(3, 5) == 3
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert most_seeds(0, 5) == 5 and most_seeds(0, 0) == 1 and most_seeds(3, 5) == 3

@@ -33,7 +33,7 @@ from hwa_jax.errors import UserError
 from hwa_jax.training.config import default_config, validate
 from hwa_jax.training.duration import Duration
 from hwa_jax.training.setup import prepare
-from hwa_jax.training.together import together
+from hwa_jax.training.together import most_seeds, together
 from hwa_jax.training.workdir import Workdir, read_json
 
 # Rows of a report tell these apart, for the online average as for HWA.
@@ -75,7 +75,7 @@ def default_comparison() -> ConfigDict:
     config.base = default_config().unlock()
     config.base.logging.tensorboard = False
     config.seeds = (0, 1, 2, 3, 4)
-    config.seeds_at_once = 0  # trained as one program where they differ in nothing else; 0: all, if the memory holds them
+    config.seeds_at_once = 0  # trained as one program; 0: one on a CPU, elsewhere all, if the memory holds them
     config.tuning_seeds = (100,)  # never reported
     config.optimizers = ConfigDict({
         "sgd": ConfigDict({"learning_rates": (0.01, 0.03, 0.1), "weight_decays": (0.0, 5e-4)}),
@@ -183,7 +183,7 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
 
 def _groups(config, planned):
     """Names of trainings that differ in nothing but the seed, of `seeds_at_once` seeds after the other."""
-    size = config.seeds_at_once or len(config.seeds)
+    size = most_seeds(config.seeds_at_once, len(config.seeds))
     block = {seed: number // size for number, seed in enumerate(config.seeds)}
     groups = {}
     for name, one in planned.items():

@@ -30,7 +30,7 @@ from hwa_jax.errors import Diverged, UserError
 from hwa_jax.storage import atomic
 from hwa_jax.training.config import default_swamp_config
 from hwa_jax.training.environment import environment
-from hwa_jax.training.together import alone, together
+from hwa_jax.training.together import alone, most_seeds, together
 from hwa_jax.training.workdir import Workdir, read_json
 
 ENSEMBLE, BEST_OF_N = "imp_ensemble", "imp_best"
@@ -59,7 +59,7 @@ def default_comparison() -> ConfigDict:
     config.base = default_swamp_config().unlock()
     config.base.logging.tensorboard = False
     config.seeds = (0, 1, 2)
-    config.seeds_at_once = 0  # trained as one program, method by method; 0: all, if the memory holds them
+    config.seeds_at_once = 0  # trained as one program, method by method; 0: one on a CPU, elsewhere all, if the memory holds them
     config.tuning_seeds = (100,)  # never reported
     config.tuning_sparsity = 0.8  # from here on a cycle counts in tuning
     config.learning_rates = (0.05, 0.1, 0.2)
@@ -95,7 +95,7 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         rates = _tune(config, workdir.path)
         (workdir.path / "cells").mkdir(exist_ok=True)
         paths = {(seed, method): workdir.path / "cells" / f"{method}-seed{seed}.json" for seed in config.seeds for method in config.methods}
-        size = config.seeds_at_once or len(config.seeds) or 1
+        size = most_seeds(config.seeds_at_once, len(config.seeds))
         for start in range(0, len(config.seeds), size):
             _train_together(config, config.seeds[start : start + size], rates, paths, workdir.path / "scratch")
         _remove(workdir.path / "scratch")

@@ -14,6 +14,8 @@ import operator
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeVar
 
+import jax
+
 from hwa_jax.errors import Diverged
 from hwa_jax.training import loop
 from hwa_jax.training.clock import Clock
@@ -60,7 +62,7 @@ def alone(algorithm: Algorithm[T]) -> T:
             return stop.value
 
 
-def together(begin: Sequence[Callable[[], Algorithm[T]]], most: int = 0) -> list[T]:
+def together(begin: Sequence[Callable[[], Algorithm[T]]]) -> list[T]:
     """What algorithms return that differ in their seed; trained as one program wherever they are at the same step.
 
     The numbers are those of each alone, to rounding. Those that an interruption left behind are trained up to the others
@@ -69,14 +71,12 @@ def together(begin: Sequence[Callable[[], Algorithm[T]]], most: int = 0) -> list
 
     Args:
         begin: each begins an algorithm; may be called again after a divergence.
-        most: seeds in one program; 0: all, if the memory holds them.
 
     Raises:
         Interrupted: a signal stopped them, each with a checkpoint; the same call continues.
     """
     with Interruption() as interruption, contextlib.ExitStack() as opened:
-        ahead = _Ahead(begin, opened)
-        most = most or len(begin)
+        ahead, most = _Ahead(begin, opened), len(begin)
         while ahead.requests:
             numbers = ahead.next_stretch()[:most]
             requests = [ahead.requests[number] for number in numbers]
@@ -100,6 +100,22 @@ def together(begin: Sequence[Callable[[], Algorithm[T]]], most: int = 0) -> list
         if ahead.interrupted:
             raise Interrupted
         return [ahead.results[number] for number in range(len(begin))]
+
+
+def most_seeds(seeds_at_once: int, num_seeds: int) -> int:
+    """How many seeds a comparison trains as one program.
+
+    Args:
+        seeds_at_once: of its configuration. 0: one on a CPU, where the arrays of many do not fit into its caches;
+            elsewhere all, if the memory holds them.
+        num_seeds: how many there are.
+
+    Example:
+        >>> most_seeds(2, 5)
+        2
+    """
+    automatic = 1 if jax.default_backend() == "cpu" else max(num_seeds, 1)
+    return seeds_at_once or automatic
 
 
 class _Ahead:
