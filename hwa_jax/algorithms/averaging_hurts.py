@@ -64,7 +64,7 @@ def default_study() -> ConfigDict:
         "stale": {"model": {"norm": "batch"}, "optimizer": {"learning_rate": 0.2}, "hwa": {"window_size": 16}},
         # The replicas never meet before the end.
         "apart": {
-            "training": {"duration": "14.5 epochs"}, "optimizer": {"learning_rate": 0.2}, "hwa": {"num_replicas": 4, "sync_period": "20 epochs"},
+            "training": {"duration": "14.5 epochs"}, "optimizer": {"learning_rate": 0.1}, "hwa": {"num_replicas": 4, "sync_period": "20 epochs"},
         },
     })
     return config.lock()
@@ -193,6 +193,8 @@ def _replicas(done, directory):
         return None
     run = stored_run.open_run(directory)
     params, batch_stats = run.state.params, run.setup.recalibrate(run.state.params, run.state.batch_stats, stacked=True)[0]
-    inner = np.mean([metrics["nll"] for metrics in run.setup.evaluator.stacked(params, batch_stats, done.split)])
+    # The stored run lies on devices of its own.
+    split = run.setup.test.select(slice(done.split.num_examples))
+    inner = np.mean([metrics["nll"] for metrics in run.setup.evaluator.stacked(params, batch_stats, split)])
     outer = recalibrated(run.setup, *hwa.outer_weights(run.setup, run.state))
-    return float(run.setup.evaluator.one(*outer, done.split)["nll"] - inner)
+    return float(run.setup.evaluator.one(*outer, split)["nll"] - inner)

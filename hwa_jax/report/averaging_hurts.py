@@ -24,7 +24,7 @@ CASES = {
     "first pushes. The late weights crawl on and have hardly any noise to average away; the early ones only add their distance.",
     "stale": "the average is swapped in, and the BatchNorm statistics of the latest weights stay: they describe activations that the average does "
     "not have. Rate 0.2, I = 16.",
-    "apart": "replicas that meet too seldom: K = 4 at the rate 0.2, which are averaged once, after 14.5 epochs; their mean is worse than they are.",
+    "apart": "replicas that meet too seldom: K = 4 at the rate 0.1, which are averaged once, after 14.5 epochs; their mean is worse than they are.",
 }
 # Names of warnings that say that the average over time is worse than the latest weights.
 OVER_TIME = ("early", "long", "decay", "basins")
