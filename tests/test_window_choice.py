@@ -101,4 +101,4 @@ def test_on_the_command_line(tmp_path):
     ended = call("train_hwa.py", f"--workdir={tmp_path / 'run'}", *arguments, "--config.data.validation_fraction=0")
     assert ended.code == 2 and ended.stderr.count("\n") == 1
     assert "data.validation_fraction=0.0" in ended.stderr and "validation split" in ended.stderr
-    assert call("train_hwa.py", *arguments, f"--workdir={tmp_path / 'run'}", "--dry_run").code == 0
+    assert "chosen on validation, of at most 5 pushes" in call("train_hwa.py", *arguments, f"--workdir={tmp_path / 'run'}", "--dry_run").stdout

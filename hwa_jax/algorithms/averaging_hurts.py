@@ -55,13 +55,16 @@ def default_study() -> ConfigDict:
         "early": {"training": {"duration": "6.5 epochs"}, "optimizer": {"learning_rate": 0.01}, "hwa": {"window_size": 7}},
         # Later pushes alone, but the network is still learning.
         "long": {"optimizer": {"learning_rate": 0.002}, "hwa": {"window_size": 12, "offline_start": "3 epochs"}},
-        # The window reaches back to the high rate.
-        "decay": {"schedule": {"name": "cosine"}, "hwa": {"window_size": 18, "offline_start": "2 epochs"}},
+        # The rate falls before the network has settled, and the window reaches back to the high one.
+        "decay": {
+            "optimizer": {"learning_rate": 0.02}, "schedule": {"name": "step", "milestones": ("25%",), "factor": 0.1},
+            "hwa": {"window_size": 17, "offline_start": "3 epochs"},
+        },
         # The running statistics of the latest weights are left in place when the average is swapped in.
         "stale": {"model": {"norm": "batch"}, "optimizer": {"learning_rate": 0.2}, "hwa": {"window_size": 16}},
         # The replicas never meet before the end.
         "apart": {
-            "training": {"duration": "9.5 epochs"}, "optimizer": {"learning_rate": 0.1}, "hwa": {"num_replicas": 4, "sync_period": "20 epochs"},
+            "training": {"duration": "14.5 epochs"}, "optimizer": {"learning_rate": 0.1}, "hwa": {"num_replicas": 4, "sync_period": "20 epochs"},
         },
     })
     return config.lock()
@@ -190,6 +193,8 @@ def _replicas(done, directory):
         return None
     run = stored_run.open_run(directory)
     params, batch_stats = run.state.params, run.setup.recalibrate(run.state.params, run.state.batch_stats, stacked=True)[0]
-    inner = np.mean([metrics["nll"] for metrics in run.setup.evaluator.stacked(params, batch_stats, done.split)])
+    # The stored run lies on devices of its own.
+    split = run.setup.test.select(slice(done.split.num_examples))
+    inner = np.mean([metrics["nll"] for metrics in run.setup.evaluator.stacked(params, batch_stats, split)])
     outer = recalibrated(run.setup, *hwa.outer_weights(run.setup, run.state))
-    return float(run.setup.evaluator.one(*outer, done.split)["nll"] - inner)
+    return float(run.setup.evaluator.one(*outer, split)["nll"] - inner)

@@ -20,11 +20,11 @@ CASES = {
     "much. The loss falls along the segment from the oldest to the newest member, and the average lies on the way.",
     "long": "window too long: pushes of the first epochs are left out, but at the rate 0.002 the network is still learning, and 12 pushes reach "
     "back too far.",
-    "decay": "rate decayed too fast: a cosine, of which the window holds all but the first two epochs. The late weights hardly move any more, so "
-    "there is no noise left to average away; the early ones only add their distance.",
+    "decay": "rate decayed too fast: to a tenth of 0.02 after a quarter of the training, before the network had settled; the window holds all but the "
+    "first pushes. The late weights crawl on and have hardly any noise to average away; the early ones only add their distance.",
     "stale": "the average is swapped in, and the BatchNorm statistics of the latest weights stay: they describe activations that the average does "
     "not have. Rate 0.2, I = 16.",
-    "apart": "replicas that meet too seldom: K = 4 at the rate 0.1, which are averaged once, after 9.5 epochs; their mean is worse than they are.",
+    "apart": "replicas that meet too seldom: K = 4 at the rate 0.1, which are averaged once, after 14.5 epochs; their mean is worse than they are.",
 }
 # Names of warnings that say that the average over time is worse than the latest weights.
 OVER_TIME = ("early", "long", "decay", "basins")

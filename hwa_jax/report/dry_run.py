@@ -3,10 +3,12 @@
 import jax
 
 from hwa_jax.algorithms.hwa import communication
+from hwa_jax.algorithms.window_choice import longest
 from hwa_jax.data import Split
 from hwa_jax.models import overview
 from hwa_jax.report.tables import format_bytes, markdown_table
 from hwa_jax.storage.safetensors import named_leaves
+from hwa_jax.training.config import AUTO
 from hwa_jax.training.setup import Setup
 from hwa_jax.training.sparse_setup import SparseSetup
 from hwa_jax.training.step_cost import measure_step, tree_bytes
@@ -32,7 +34,7 @@ def describe(setup: Setup, num_members: int) -> str:
         f"replicas K              {setup.num_replicas} on {setup.mesh.size} device(s){shared}",
         f"steps                   {periods.total} per replica, {periods.epoch} per epoch",
         f"synchronization H       every {periods.sync} steps, {synchronizations} in all",
-        f"window I                {config.hwa.window_size} pushes, one every {periods.push} steps, {num_members} kept on disk",
+        f"window I                {_window_size(setup)} pushes, one every {periods.push} steps, {num_members} kept on disk",
         _images(setup, {}),
         _memory(step),
         f"disk                    {format_bytes(num_members * tree_bytes(first) + config.checkpoint.keep * step.state_bytes)} "
@@ -78,6 +80,11 @@ def describe_pruning(setup: SparseSetup) -> str:
         _time(step, step.seconds * particle_steps / num_particles),
     ]
     return "\n".join(lines)
+
+
+def _window_size(setup):
+    size = setup.config.hwa.window_size
+    return f"chosen on validation, of at most {longest(setup)}" if size == AUTO else size
 
 
 def _cycle_bytes(weights, mask, plan):

@@ -110,7 +110,7 @@ def best_table(cells: Sequence[Mapping]) -> str:
     for schedule in dict.fromkeys(cell["schedule"] for cell in cells):
         around = region(found, schedule)
         if around is None:
-            rows.append([schedule, *["–"] * 8])
+            rows.append([schedule, *["–"] * 7])
             continue
         best, good = around.best, [setting for setting in around.differences if around.contains(setting)]
         ranges = [_range(getattr(setting, axis) for setting in good) for axis in Setting._fields[1:]]
