@@ -39,6 +39,7 @@ EXTRAS = {
         "setuptools>=70.1",  # the first that builds a wheel by itself
     ],
     "bench": ["torch>=2.9"],  # what benchmarks/ compare with
+    "mnist1d": ["mnist1d>=0.0.2"],  # generates the data set of this name
     "docs": ["Sphinx>=9.0", "myst-parser>=5.0", "furo>=2025.12.19"],
 }
 

@@ -18,7 +18,7 @@ FILES = sorted((ROOT / "configs").glob("*.py"))
 # Data set: (image shape, classes).
 SHAPES = {
     "digits": ((8, 8, 1), 10), "fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100),
-    "pictures": ((32, 32, 3), 5),
+    "pictures": ((32, 32, 3), 5), "mnist1d": ((40, 1, 1), 10),
 }
 SMALL_ENOUGH = {"mlp", "cnn_s"}
 # Configuration file: the networks that may stand after the colon of --config.

@@ -25,13 +25,15 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None) -> pathlib.Pat
         The directory which holds the prepared files.
 
     Raises:
-        UserError: unknown name, a directory that cannot be written, or a preparation
+        UserError: unknown name, ``mnist1d``, a directory that cannot be written, or a preparation
             that failed, with its cause.
 
     Example:
         >>> prepare("digits").name
         '1.0.0'
     """
+    if name == "mnist1d":
+        raise UserError("data set 'mnist1d': needs no preparation: its package generates it when it is loaded (pip install mnist1d)")
     directory = search_path(data_dir)[0]
     builder = find_builder(name, directory)
     if not is_prepared(builder):

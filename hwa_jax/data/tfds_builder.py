@@ -10,7 +10,7 @@ import sys
 
 from hwa_jax.errors import UserError
 
-LOCAL_NAMES = ("digits", "fashion_mnist", "mnist")
+LOCAL_NAMES = ("digits", "fashion_mnist", "mnist", "mnist1d")
 
 
 def default_directory() -> pathlib.Path:
