@@ -126,8 +126,9 @@ def page(directory: Path) -> str:
         statement = "" if row.claim in first else CLAIMS[row.claim].statement
         first.add(row.claim)
         lines.append([row.claim, statement, row.setup, row.example, row.n, row.count, row.verdict, row.plot])
-    commands = dict.fromkeys(f"    {row.command}" for row in found if row.command)
-    parts = [_INTRODUCTION.rstrip(), markdown_table(header, lines, "llllrlll"), "Commands, in the order of the table:", "\n".join(commands)]
+    commands = dict.fromkeys(f"- `{row.command}`" for row in found if row.command)
+    parts = [_INTRODUCTION.rstrip(), markdown_table(header, lines, "llllrlll")]
+    parts += ["Commands that made them:", "\n".join(commands)] if commands else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -206,10 +207,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _averaging_hurts(cells: Sequence[Mapping]) -> list[Effect]:
-    """H5: in every case that is meant to hurt, and every subject, how much the average is worse than the latest weights."""
+    """H5: where start, window or rate are chosen badly, how much the average is worse than the latest weights, for every subject."""
     found = {}
     for cell in cells:
-        if cell["case"] != "healthy":
+        if cell["case"] in ("early", "long", "decay"):
             found.setdefault((cell["case"], cell["subject"]), {})[cell["seed"]] = {
                 name: 100 * accuracy for name, accuracy in cell["accuracy"].items()
             }
