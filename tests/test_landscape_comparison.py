@@ -9,7 +9,7 @@ from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
 from hwa_jax.algorithms import landscape_comparison
 from hwa_jax.errors import UserError
 from hwa_jax.report.landscape_claims import density, effects, error_barrier, lower_by, share_below
-from hwa_jax.report.landscape_comparison import write_report
+from hwa_jax.report.landscape_comparison import write_comparison
 
 WEIGHTS = {"hwa": ("plain", "offline", "inner", "outer", "HWA"), "swamp": ("particle 0", "average")}
 
@@ -97,7 +97,7 @@ def test_levels_and_ratios():
 @pytest.mark.parametrize("studies", [("hwa",), ("swamp",), ("hwa", "swamp")])
 def test_the_report_has_what_there_is(tmp_path, studies):
     chosen = [cell for cell in cells() if cell["study"] in studies]
-    path = write_report(chosen, tmp_path, title="Flat", meta={"description": "What it is.", "command": "python made.py"})
+    path = write_comparison(chosen, tmp_path, title="Flat", meta={"description": "What it is.", "command": "python made.py"})
     text = path.read_text()
     assert text.startswith("# Flat\n\nWhat it is.") and "python made.py" in text
     assert ("| mlp     | HWA " in text, "13 % left" in text) == ("hwa" in studies, "swamp" in studies)
