@@ -10,8 +10,8 @@ from ml_collections import config_flags
 
 from hwa_jax.algorithms import landscape_comparison
 from hwa_jax.report.claims import effects_table
-from hwa_jax.report.landscape_comparison import write_report
 from hwa_jax.report.landscape_claims import effects
+from hwa_jax.report.landscape_comparison import write_comparison
 from hwa_jax.training import program
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, see configs/compare_landscape.py")
@@ -24,7 +24,7 @@ def main() -> None:
     config, directory = _CONFIG.value, _WORKDIR.value
     program.enable_compilation_cache(f"{directory}.compiled")
     cells = landscape_comparison.run(config, directory, overwrite=_OVERWRITE.value)
-    report = write_report(cells, directory, title=config.title, meta={
+    report = write_comparison(cells, directory, title=config.title, meta={
         "description": config.description, "command": program.command_line(),
     })
     print(effects_table(effects(cells)))

@@ -63,7 +63,7 @@ def test_a_gain_is_reproduced_and_has_its_command_and_plot(tmp_path):
     # Jitter of 0.1 points in three seeds: 4.303 * 0.1 / sqrt(3).
     assert "HWA - plain, equal steps: +2.00 ± 0.25 points" in line and "1 of 1" in line and "reproduced" in line
     assert "[plot](hwa_fashion_mnist/differences.png), [report](hwa_fashion_mnist/report.md)" in line
-    assert "    python experiments/compare_hwa.py\n" in text
+    assert "\n- `python experiments/compare_hwa.py`\n" in text
     assert "not run" in claims(text)["H5"][0]
 
 
@@ -87,7 +87,7 @@ def test_one_seed_is_not_judged(tmp_path):
 def test_cases_that_hurt_and_a_sweep(tmp_path):
     hurt = [
         {"case": case, "subject": "digits_cnn", "seed": seed, "accuracy": {"latest": 0.9 + JITTER[seed], "average": 0.9 - loss}}
-        for case, loss in (("healthy", -0.01), ("early", 0.05), ("decay", 0.0)) for seed in range(3)
+        for case, loss in (("healthy", -0.01), ("early", 0.05), ("stale", 0.05), ("decay", 0.0)) for seed in range(3)
     ]
     swept = [
         {"num_replicas": 2, "sync_period": 10, "schedule": "constant", "seed": seed, "windows": windows, "test": {"outer": 0.8, "base": 0.82 + JITTER[seed]}}

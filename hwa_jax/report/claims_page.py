@@ -87,6 +87,8 @@ class Row(NamedTuple):
     command: str
 
 
+_NOT_RUN = Row("", *4 * [NOT_AVAILABLE], "not run", NOT_AVAILABLE, "")
+
 _INTRODUCTION = """\
 # Results: the claims of the two papers
 
@@ -117,17 +119,17 @@ def page(directory: Path) -> str:
     """The page as Markdown; the same results give the same text."""
     if not directory.is_dir():
         raise UserError(f"--results={directory}: is no directory: give results/ of a checkout")
-    found = list(rows(directory))
-    missing = [Row(claim, NOT_AVAILABLE, NOT_AVAILABLE, NOT_AVAILABLE, NOT_AVAILABLE, "not run", NOT_AVAILABLE, "") for claim in CLAIMS]
-    shown = [row for claim in CLAIMS for row in ([row for row in found if row.claim == claim] or [row for row in missing if row.claim == claim])]
+    by_claim, lines = {claim: [] for claim in CLAIMS}, []
+    for row in rows(directory):
+        by_claim[row.claim].append(row)
+    for claim, found in by_claim.items():
+        for number, row in enumerate(found or [_NOT_RUN]):
+            statement = CLAIMS[claim].statement if number == 0 else ""
+            lines.append([claim, statement, row.setup, row.example, row.n, row.count, row.verdict, row.plot])
     header = ["Claim", "", "Setup", "Effect", "n", "Shown", "Verdict", "Plot"]
-    first, lines = set(), []
-    for row in shown:
-        statement = "" if row.claim in first else CLAIMS[row.claim].statement
-        first.add(row.claim)
-        lines.append([row.claim, statement, row.setup, row.example, row.n, row.count, row.verdict, row.plot])
-    commands = dict.fromkeys(f"    {row.command}" for row in found if row.command)
-    parts = [_INTRODUCTION.rstrip(), markdown_table(header, lines, "llllrlll"), "Commands, in the order of the table:", "\n".join(commands)]
+    commands = dict.fromkeys(f"- `{row.command}`" for found in by_claim.values() for row in found if row.command)
+    parts = [_INTRODUCTION.rstrip(), markdown_table(header, lines, "llllrlll")]
+    parts += ["Commands that made them:", "\n".join(commands)] if commands else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -206,10 +208,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _averaging_hurts(cells: Sequence[Mapping]) -> list[Effect]:
-    """H5: in every case that is meant to hurt, and every subject, how much the average is worse than the latest weights."""
+    """H5: where start, window or rate are chosen badly, how much the average is worse than the latest weights, for every subject."""
     found = {}
     for cell in cells:
-        if cell["case"] != "healthy":
+        if cell["case"] in ("early", "long", "decay"):
             found.setdefault((cell["case"], cell["subject"]), {})[cell["seed"]] = {
                 name: 100 * accuracy for name, accuracy in cell["accuracy"].items()
             }

@@ -7,13 +7,11 @@ import numpy as np
 
 from hwa_jax.report import analysis_plots
 from hwa_jax.report.claims import effects_table
-from hwa_jax.report.document import images, json_text, provenance
+from hwa_jax.report.document import images, write_report
 from hwa_jax.report.landscape_claims import COMPARED, MEASURES, by_architecture, density, effects, error_barrier, lower_by, share_below
 from hwa_jax.report.plots import dot_intervals
 from hwa_jax.report.statistics import mean_ci
 from hwa_jax.report.tables import format_interval, markdown_table
-from hwa_jax.storage.atomic import write_text
-from hwa_jax.training.environment import environment
 
 _CLAIMS = """\
 H7: averaged weights sit in flatter regions. S5: particles of one pruning are linearly connected, their convex hull has low loss, and their
@@ -30,38 +28,27 @@ all weights saw the same random vectors and the same images. A lower loss brings
 
 _SWAMP = """\
 Particle: the first one, its SWA average; average: that of all. Barriers are the means over all pairs of particles, on test images. "Hull": the share of
-points drawn uniformly from the convex hull of the particles whose loss is below the mean of the particles'. """
+points drawn uniformly from the convex hull of the particles whose loss is below the mean of the particles'."""
 
 
-def write_report(cells: Sequence[Mapping], directory: Path, *, title: str, meta: Mapping) -> Path:
-    """Writes report.md, its plots and results.json; every file complete or absent, report.md last.
+def write_comparison(cells: Sequence[Mapping], directory: Path, *, title: str, meta: Mapping) -> Path:
+    """Writes report.md, its plots and results.json, as `document.write_report`.
 
     Args:
         cells: as `hwa_jax.algorithms.landscape_comparison.run` returns them; at least one.
-        directory: made if absent; files of the same names are replaced.
-        title: first line of the report.
-        meta: "description" becomes the opening paragraph and "command" a code block; the rest is listed.
-
-    Returns:
-        The path of report.md.
-
-    Raises:
-        UserError: a file cannot be written.
+        directory, title, meta: as there.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    machine, found = environment(), effects(cells)
+    found = effects(cells)
+
+    def body(directory):
+        if hwa := by_architecture(cells, "hwa"):
+            yield from ("## HWA", *images([_hwa_plot(hwa, directory)]), _hwa_table(hwa), _HWA, *images([_segments_plot(hwa, directory)]))
+        if swamp := by_architecture(cells, "swamp"):
+            yield from ("## SWAMP", *images([_swamp_plot(swamp, directory)]), _swamp_table(swamp), _SWAMP, *images(_hull_plots(swamp, directory)))
+        yield from ("## The claims", _CLAIMS, effects_table(found))
+
     summary = [effect._asdict() | {"verdict": effect.verdict} for effect in found]
-    write_text(directory / "results.json", json_text({"meta": meta, "environment": machine, "summary": summary, "cells": cells}))
-    parts = [f"# {title}", meta["description"]]
-    if hwa := by_architecture(cells, "hwa"):
-        parts += ["## HWA", *images([_hwa_plot(hwa, directory)]), _hwa_table(hwa), _HWA, *images([_segments_plot(hwa, directory)])]
-    if swamp := by_architecture(cells, "swamp"):
-        parts += ["## SWAMP", *images([_swamp_plot(swamp, directory)]), _swamp_table(swamp), _SWAMP.strip(), *images(_hull_plots(swamp, directory))]
-    parts += ["## The claims", _CLAIMS, effects_table(found), "## How it was obtained", *provenance(cells, machine, meta)]
-    path = directory / "report.md"
-    write_text(path, "\n\n".join(parts) + "\n")
-    return path
+    return write_report(directory, body, title=title, cells=cells, meta=meta, summary=summary)
 
 
 def _hwa_plot(hwa, directory):
