@@ -9,6 +9,7 @@ bucket, and with a relay to a latency. Two processes train on digits by the trai
 import argparse
 import json
 import math
+import os
 import pathlib
 import statistics
 import subprocess
@@ -41,13 +42,20 @@ class Hosts:
     """
 
     def __init__(self, network: Network):
-        program, self._processes = pathlib.Path(__file__).with_name("communication_worker.py"), []
-        for number in range(_NUM_HOSTS):
-            command = [sys.executable, str(program), f"{ADDRESSES[0]}:40404", str(number)]
-            self._processes.append(subprocess.Popen(network.inside(number, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        self._network, self._processes = network, []
 
     def __enter__(self) -> "Hosts":
-        self.payload = self._answers()[0]["bytes_per_synchronization"]
+        program = pathlib.Path(__file__).with_name("communication_worker.py")
+        try:
+            for number in range(_NUM_HOSTS):
+                command = self._network.inside(number, [sys.executable, str(program), f"{ADDRESSES[0]}:40404", str(number)])
+                # Two programs cannot share an accelerator.
+                environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+                self._processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            self.payload = self._answers()[0]["bytes_per_synchronization"]
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def step_seconds(self, sync_period: int | None, expected: float) -> float:

@@ -66,7 +66,7 @@ class Network:
             for device in ("lo", "wire"):
                 _ip("-n", name, "link", "set", device, "up")
             # A pause between two synchronizations must not shrink the congestion window.
-            self.command(name, ["sysctl", "-qw", "net.ipv4.tcp_slow_start_after_idle=0"])
+            _ip("netns", "exec", name, "sysctl", "-qw", "net.ipv4.tcp_slow_start_after_idle=0")
 
     def _start_relay(self):
         program = pathlib.Path(__file__).with_name("delay_relay.py")
@@ -81,16 +81,12 @@ class Network:
         for name in self.names:
             subprocess.run(["tc", "-n", name, "qdisc", "del", "dev", "wire", "root"], capture_output=True)
             if bits_per_second is not None:
-                command = ["tc", "-n", name, "qdisc", "add", "dev", "wire", "root", "tbf", "rate", f"{int(bits_per_second)}bit"]
-                subprocess.run([*command, "burst", str(_BURST_BYTES), "limit", str(_QUEUE_BYTES)], check=True)
+                bucket = ["rate", f"{int(bits_per_second)}bit", "burst", str(_BURST_BYTES), "limit", str(_QUEUE_BYTES)]
+                subprocess.run(["tc", "-n", name, "qdisc", "add", "dev", "wire", "root", "tbf", *bucket], check=True)
 
     def inside(self, number: int, command: Sequence[str]) -> list[str]:
         """The command that runs `command` on host `number`."""
         return ["ip", "netns", "exec", self.names[number], *command]
-
-    @staticmethod
-    def command(name, command):
-        subprocess.run(["ip", "netns", "exec", name, *command], check=True)
 
     def __exit__(self, *_) -> None:
         if self._relay is not None:

@@ -1,4 +1,4 @@
-"""A run of 16 steps that is given again and again, and the weights it must end with."""
+"""A run of 16 steps with checkpoints after every 4, given again and again, and the weights it must end with."""
 
 import pytest
 
