@@ -4,7 +4,7 @@ BIN := .venv/bin
 USABLE := 'import sys, pip; sys.exit(sys.version_info < (3, 11))'
 
 .NOTPARALLEL:
-.PHONY: help venv demo demo-swamp test test-all bench conv-lowerings docs clean
+.PHONY: help venv demo demo-swamp smoke test test-all faults bench conv-lowerings docs clean
 
 help:  ## List the targets (also: make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -17,11 +17,17 @@ demo: .venv/base.stamp  ## Compare HWA with its parts on digits; results in runs
 demo-swamp: .venv/base.stamp  ## Prune a network by SWAMP on digits; results in runs/demo-swamp
 	@$(BIN)/python experiments/train_swamp.py --config=configs/swamp_digits.py --workdir=runs/demo-swamp
 
+smoke: .venv/base.stamp  ## Check devices, averages, window, masks and resume on this machine's accelerator
+	@$(BIN)/python experiments/smoke.py
+
 test: .venv/dev.stamp  ## Run the fast tests
 	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
 test-all: .venv/dev.stamp  ## Run the fast and the slow tests
 	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile -m ""
+
+faults: .venv/dev.stamp  ## Kill, stop, damage and fill: all tests of faults, short and long ones
+	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile -m "" tests/faults
 
 bench: .venv/bench.stamp  ## Measure speed and memory, goes on where it stopped; BENCH="--rows=particles --models=cnn_s" for a part
 	@$(BIN)/python benchmarks/run.py $(BENCH)

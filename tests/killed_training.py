@@ -1,25 +1,33 @@
 """A program of experiments/, saying what it is about to do and waiting to be told to go on; and its other end.
 
-Before and after every step and every event that is due, and in pruning every mask, every cycle that is stored, every file of
+Before and after every step, every event that is due and every removal of an old checkpoint or member of the window, and in pruning every mask, every cycle that is stored, every file of
 weights in it and the end, the program writes a line to stdout, "enter push 8" or "exit push 8", and reads a line from stdin.
 Once stdin has ended, it goes on without asking.
 """
 
 import itertools
 import os
+import random
+import re
 import subprocess
 import sys
+import threading
+import time
 
 from hwa_jax.algorithms import pruning_run
 from hwa_jax.algorithms.pruning_run import PruningRun
 from hwa_jax.training import loop
+from hwa_jax.storage import atomic
 from programs import ROOT
 
 STDOUT = sys.stdout
+SPEAKING = threading.Lock()
 
 
 def tell(moment, phase, done):
-    print(moment, phase, done, file=STDOUT, flush=True)
+    # The window removes its members on a thread of its own.
+    with SPEAKING:
+        print(moment, phase, done, file=STDOUT, flush=True)
     sys.stdin.readline()
 
 
@@ -50,6 +58,16 @@ def watch():
         return perform(event._replace(act=watched(event.name, event.act)), done, state)
 
     loop.run, loop.perform = watched_run, watched_perform
+    remove = atomic.remove_directory
+
+    def watched_remove(path):
+        store, name = os.path.split(path)
+        member = re.match(r"step_(\d+)", name)
+        if not member:
+            return remove(path)
+        return watched(f"{os.path.basename(store)} eviction", lambda *_: remove(path))(int(member[1]), None)
+
+    atomic.remove_directory = watched_remove
     watch_between_cycles(PruningRun, "store", lambda trained, *args, **keywords: trained.cycle)
     for name in ("prune", "finish"):
         watch_between_cycles(PruningRun, name, lambda cycle, *args: cycle)
@@ -120,6 +138,27 @@ class Child:
         code = self.process.wait()
         self.process.stdout.close()
         return code
+
+
+def kill_once(command, directory, phase, moment, least, rng):
+    """One start that is killed before ("enter"), "within" or after ("exit") a phase; the step at which it was."""
+    child = Child(command, directory)
+    done = child.wait_for("enter" if moment == "within" else moment, phase, least)
+    if moment == "within":
+        child.go()
+        time.sleep(rng.uniform(0, 0.02))
+    child.kill()
+    return done
+
+
+def run_through(command, directory, kills, seed):
+    """Kills the training at the given (phase, moment), one start each, then lets it finish."""
+    rng, least = random.Random(seed), 1
+    for phase, moment in kills:
+        done = kill_once(command, directory, phase, moment, 1 if "eviction" in phase else least, rng)
+        # Back and forth: sometimes at once after the resume, sometimes further on.
+        least = min(done + rng.randint(-2, 3), 8)
+    assert Child(command, directory).finish() == 0
 
 
 if __name__ == "__main__":

@@ -11,24 +11,13 @@ import sys
 import numpy as np
 import pytest
 
-from hwa_jax.training import workdir
 from programs import ROOT, call
+from short_runs import RUN, outside  # noqa: F401
 from training_runs import (  # noqa: F401
     SMALL, compilation_cache_dir, compiled_once, exported, listing, rows, train,
 )
 
 DIGITS = ROOT / "configs" / "hwa_digits.py"
-# A resumable run of 12 of 16 steps, with checkpoints at 8 and 12.
-RUN = {"training.duration": "16 steps", "checkpoint.every": "4 steps", "evaluation.every": "16 steps"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def outside(compiled_once):  # noqa: F811
-    """The compilation cache lies outside of what a test compares, and the environment is the same all the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workdir, "environment", lambda: {"python": "3"})
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled_once))
-        yield
 
 
 def overrides(fields):
@@ -156,7 +145,7 @@ def test_flags(tmp_path, monkeypatch, flags, words):
 
 
 @pytest.fixture(scope="module")
-def half_done(outside, tmp_path_factory):
+def half_done(outside, tmp_path_factory):  # noqa: F811
     """The work directory of a run that stopped after 12 of 16 steps."""
     directory = tmp_path_factory.mktemp("half") / "run"
     train(directory, {**RUN, "training.duration": "12 steps"})
@@ -280,18 +269,6 @@ def test_a_diverged_training_keeps_what_was_good(tmp_path):
     assert_refused(ended, ["replica ", "is not finite at step 8", "optimizer.learning_rate=0.05", "checkpoints kept: [4]"])
     assert [row["step"] for row in rows(tmp_path / "run", kind="train")] == [1, 2, 3, 4, 5, 6, 7]
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_00000004.0"]
-
-
-def test_a_full_disk(tmp_path):
-    place = tmp_path / "full"
-    place.mkdir()
-    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system of 1 MB")
-    try:
-        ended = train_hwa(place / "run")
-    finally:
-        subprocess.run(["umount", place], check=True)
-    assert_refused(ended, ["disk is full", "bytes", "free some space"])
 
 
 @pytest.mark.parametrize("fields", [{"hwa.num_replicas": 0}, {"optimizer.wrapper": "swa"}, {"hwa.num_replica": 3}], ids=str)

@@ -1,6 +1,7 @@
 """The pages of docs/: their commands could be run, what they name exists, their Python runs, and the site builds."""
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -38,7 +39,7 @@ def load_config(argument):
 
 def test_every_stage_is_a_page_with_commands():
     assert {"index.md", "api.md", "trial.md", "pilot.md", "scale.md", "cpu.md", "sparse.md", "retrain.md"} <= set(TEXT)
-    assert {page for page, _ in COMMANDS} == {"trial.md", "pilot.md", "scale.md", "cpu.md", "sparse.md", "retrain.md"}
+    assert {page for page, _ in COMMANDS} == {"trial.md", "pilot.md", "scale.md", "cpu.md", "scaling.md", "sparse.md", "retrain.md"}
 
 
 @pytest.mark.parametrize("page", ["trial.md", "pilot.md", "scale.md", "sparse.md", "retrain.md"])
@@ -87,6 +88,14 @@ def test_the_trial_can_be_run():
     config.base.training.ema_decay = 0.0
     with pytest.raises(UserError, match="base.training.ema_decay=0.0: the offline trajectories"):
         hwa_comparison._validate(config)
+
+
+def test_tables_of_scaling_are_what_the_program_prints():
+    shown = re.search(r"<!-- computed -->\n(.*?)<!-- /computed -->", TEXT["scaling.md"], re.DOTALL)[1]
+    printed = subprocess.run([sys.executable, ROOT / "experiments" / "scaling.py"], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert shown == printed.stdout
+    # K = 8, 1 Gbit/s, bfloat16: 14 · (0.05 s + 14 GB / 8 / 125 MB/s).
+    assert f"{14 * (0.05 + 14e9 / 8 / 125e6):.1f}" == "196.7" and re.search(r"8 \| bfloat16 .* 196\.7 ", shown)
 
 
 def test_every_module_of_the_reference_exists():

@@ -66,7 +66,7 @@ def test_make_alone_lists_every_target_and_does_nothing_else(clone):
     phony = re.search(r"^\.PHONY: (.*)$", (clone / "Makefile").read_text(), re.MULTILINE)
     listed = [line.split()[1] for line in result.stdout.splitlines()]
     assert listed == phony.group(1).split()
-    assert {"venv", "demo", "demo-swamp", "test", "test-all", "bench", "conv-lowerings", "docs", "clean"} <= set(listed)
+    assert {"venv", "demo", "demo-swamp", "smoke", "test", "test-all", "faults", "bench", "conv-lowerings", "docs", "clean"} <= set(listed)
     assert all(len(line.split()) > 3 for line in result.stdout.splitlines())
     assert result.stdout == make(clone, "help").stdout
     assert calls(clone) == []
@@ -84,6 +84,8 @@ def test_each_target_starts_from_an_empty_clone(clone):
             "experiments/compare_hwa.py --config=configs/compare_hwa_digits.py --workdir=runs/demo",
         ],
         "demo-swamp": [VENV, INSTALL, "experiments/train_swamp.py --config=configs/swamp_digits.py --workdir=runs/demo-swamp"],
+        "smoke": [VENV, INSTALL, "experiments/smoke.py"],
+        "faults": [VENV, INSTALL + "[dev]", TEST + " -m  tests/faults"],
         "bench": [VENV, INSTALL + "[bench]", "benchmarks/run.py"],
         "conv-lowerings": [VENV, INSTALL, "benchmarks/conv_lowerings.py"],
     }

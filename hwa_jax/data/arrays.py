@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 
+from hwa_jax import sizes
 from hwa_jax.data.dataset import Split
 from hwa_jax.errors import UserError
 
@@ -42,13 +43,14 @@ def read_npz(path: str | os.PathLike) -> tuple[Split, Split, int]:
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise UserError(f"data_dir: {path} holds one array; write the four by numpy.savez: {', '.join(_NAMES)}")
         with loaded:
+            sizes.require_memory(sum(entry.file_size for entry in loaded.zip.infolist()))
             missing = [name for name in _NAMES if name not in loaded]
             if missing:
                 raise UserError(f"data_dir: {path} has no {missing[0]}; write it by numpy.savez with {', '.join(_NAMES)}")
             arrays = {name: loaded[name] for name in _NAMES}
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, MemoryError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"data_dir: {path} cannot be read ({error}); give an intact .npz file of arrays of numbers") from error
     num_classes = np.unique(arrays["y_train"]).size
     if num_classes < 2:

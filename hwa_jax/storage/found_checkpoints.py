@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from hwa_jax import sizes
 from hwa_jax.errors import UserError
 from hwa_jax.storage import safetensors
 
@@ -108,7 +109,10 @@ def _read_orbax(path):
     handler = ocp.PyTreeCheckpointHandler()
     try:
         _require_readable(directory)
-        restore = jax.tree.map(_restore_args, handler.metadata(directory).tree)
+        stored = handler.metadata(directory).tree
+        arrays = [leaf for leaf in jax.tree.leaves(stored) if hasattr(leaf, "dtype")]
+        sizes.require_memory(sizes.num_bytes((leaf.shape, leaf.dtype) for leaf in arrays))
+        restore = jax.tree.map(_restore_args, stored)
         tree = handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=restore))
     except MemoryError:
         raise

@@ -59,7 +59,10 @@ def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
         UserError: no such file, or no safetensors file.
     """
     with _open(path) as file:
-        return own_metadata(file.metadata() or {})
+        try:
+            return own_metadata(file.metadata() or {})
+        except ValueError as error:
+            raise UserError(f"{path}: what its header says about the weights is not JSON ({error}); copy it again") from error
 
 
 def own_metadata(header: dict[str, str]) -> dict[str, Any]:
@@ -129,6 +132,8 @@ def as_weights(where: str | os.PathLike, arrays: dict[str, np.ndarray], like: tu
         node = trees[group]
         for key in keys[:-1]:
             node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{where}: {name} lies below another array: give weights of this package's models")
         node[keys[-1]] = array
     if like is not None:
         _require_like(where, trees, dict(zip(GROUPS, like)))

@@ -8,6 +8,7 @@ A leaf "params/dense/kernel" that is not prunable lies under its name. A prunabl
 and the header's metadata hold its shape under "shapes".
 """
 
+import math
 import os
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import optax
 
+from hwa_jax import sizes
 from hwa_jax.errors import UserError
 from hwa_jax.storage import safetensors
 
@@ -69,11 +71,14 @@ def load_sparse_weights(path: str | os.PathLike) -> tuple[Any, Any, Any]:
     try:
         for name, shape in safetensors.own_metadata(header)["shapes"].items():
             bits, values = arrays.pop(name + _MASK), arrays.pop(name + _VALUES)
-            keep = np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
+            # One byte for eight weights: a shape of more would be filled up with zeros.
+            if bits.shape != (-(-sizes.num_bytes([(shape, "bool")]) // 8),):
+                raise ValueError(f"{name} has {bits.shape} bytes of mask for the shape {shape}")
+            keep = np.unpackbits(bits, count=math.prod(shape)).astype(bool).reshape(shape)
             arrays[name] = np.zeros(shape, values.dtype)
             arrays[name][keep] = values
             masks[name] = keep
-    except (KeyError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a file of pruned weights ({error}): give one of a cycle of pruning") from error
     params, batch_stats = safetensors.as_weights(path, arrays)
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hwa_jax import sizes
 from hwa_jax.storage import checksum, tree_structure
 
 # Orbax numbers its saves in one global counter: two threads must not save at once.
@@ -82,6 +83,7 @@ def read(path):
             state = "the checksum differs" if name in files else "is missing"
             raise ValueError(f"arrays/{name}: {state}")
     named = tree_structure.leaf_structures(record["structure"])
+    sizes.require_memory(sizes.num_bytes((leaf["shape"], leaf["dtype"]) for _, leaf in named))
     leaves = [np.empty(leaf["shape"], np.dtype(leaf["dtype"])) for _, leaf in named]
     leaves = _read_arrays(arrays, leaves)
     for (name, leaf), array, expected in zip(named, leaves, record["leaves"], strict=True):

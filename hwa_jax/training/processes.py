@@ -5,13 +5,9 @@ it alone reads and writes the work directory, and the others hear from it what t
 directory need not be seen by the other hosts. With one process nothing here communicates.
 """
 
-import atexit
 import contextlib
 import json
-import logging
-import os
-import sys
-import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +19,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from hwa_jax import particles
 from hwa_jax.errors import UserError
+from hwa_jax.training import peers
 
-_POLL_SECONDS = 1.0
-_ENDED = "hwa_jax_ended/"
+# The runtime's own limit of silence; it ends processes by an abort that names nobody.
+_RUNTIME_TIMEOUT = 100
 
 
-def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+def join(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *, peer_timeout: int = 20,
+) -> None:
     """Makes this process one of several; before anything else asks JAX for its devices.
 
     Args:
@@ -36,6 +35,8 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
             arguments JAX finds all three under Slurm, Open MPI, Kubernetes and on TPU pods.
         num_processes: how many there are.
         process_id: which of them this is, from 0.
+        peer_timeout: seconds of silence after which another process is lost, and this one ends with a line that
+            names it. In a collective Gloo gives up after 30 s by itself.
 
     Raises:
         UserError: no such cluster was detected, or arguments that do not fit together.
@@ -43,13 +44,15 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     # Of CPUs; elsewhere it has no effect.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=max(_RUNTIME_TIMEOUT, 2 * peer_timeout),
+        )
     except ValueError as error:
         raise UserError(
             f"--distributed: no cluster was detected ({error}): give --coordinator, --num_processes and --process_id"
         ) from error
     if are_several():
-        _watch_the_others()
+        peers.watch(peer_timeout)
         _meet()
 
 
@@ -162,10 +165,10 @@ def end_all(reason: str, code: int) -> None:
     """
     # Where process 0 is gone, the runtime ends the others.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _client().key_value_set(f"{_ENDED}{jax.process_index()}", json.dumps([code, reason]))
+        peers.tell(reason, code)
     # Process 0 holds the place where the others look.
-    threading.Event().wait(3 * _POLL_SECONDS if is_leader() else 0)
-    _exit(code)
+    time.sleep(3 * peers.POLL_SECONDS if is_leader() else 0)
+    peers.end(code)
 
 
 def _meet():
@@ -177,45 +180,6 @@ def _meet():
     ones = particles.put(np.ones(mesh.size, np.float32), NamedSharding(mesh, PartitionSpec("device")))
     jax.block_until_ready(jax.jit(jnp.sum)(ones))
     _from_leader(None)
-
-
-def _watch_the_others():
-    stopped, client = threading.Event(), _client()
-
-    def watch():
-        while not stopped.wait(_POLL_SECONDS):
-            try:
-                ended = client.key_value_dir_get(_ENDED)
-            except jax.errors.JaxRuntimeError:
-                return
-            for key, said in ended:
-                code, reason = json.loads(said)
-                number = key.rpartition("/")[2]
-                if number != str(jax.process_index()):
-                    print(f"error: process {number} ended: {reason}", file=sys.stderr)
-                    _exit(code)
-
-    thread = threading.Thread(target=watch, name="the other processes", daemon=True)
-    thread.start()
-
-    @atexit.register
-    def stop():
-        stopped.set()
-        thread.join()
-
-
-def _exit(code):
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # The usual end waits for processes that may be waiting for this one, in a collective.
-    os._exit(code)
-
-
-def _client():
-    from jax._src import distributed  # JAX has no public way to its key-value store.
-
-    return distributed.global_state.client
 
 
 def _from_leader(value):

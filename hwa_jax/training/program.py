@@ -133,6 +133,7 @@ def _define_process_flags():
     flags.DEFINE_string("coordinator", None, "host:port of process 0, to run as one of several processes")
     flags.DEFINE_integer("num_processes", None, "how many processes there are", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
+    flags.DEFINE_integer("peer_timeout", 20, "seconds of silence after which another process is lost, and this one ends", lower_bound=5)
     flags.DEFINE_bool("distributed", False, "run as one of the processes that Slurm, Open MPI, Kubernetes or a TPU pod started")
 
 
@@ -150,7 +151,7 @@ def _join():
         raise UserError(f"--process_id={process_id}: of {num_processes} processes, give at most {num_processes - 1}")
     elif not re.fullmatch(r".+:\d+", coordinator):
         raise UserError(f"--coordinator={coordinator}: give host:port, the port as a number")
-    processes.join(coordinator, num_processes, process_id)
+    processes.join(coordinator, num_processes, process_id, peer_timeout=flags.FLAGS.peer_timeout)
     return processes.is_leader()
 
 

@@ -1,5 +1,7 @@
 """SIGKILL and SIGTERM in every phase of a training: the same command again ends where an uninterrupted run ends."""
 
+import collections
+import itertools
 import random
 import signal
 import time
@@ -8,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from killed_training import Child, watched_command
+from killed_training import Child, run_through, watched_command
 from training_runs import SMALL, checkpoint, compilation_cache_dir, exported, rows  # noqa: F401
 
-PHASES = ("step", "inner evaluation", "synchronization", "push", "evaluation", "log", "checkpoint")
+PHASES = (
+    "step", "inner evaluation", "synchronization", "push", "evaluation", "log", "checkpoint", "window eviction", "checkpoints eviction",
+)
 # A small part of everything: statistics to average, momentum, an exponential average, a partial last cycle.
 FIELDS = {
     **SMALL, "model.norm": "batch", "optimizer.momentum": 0.9, "training.ema_decay": 0.9, "training.duration": "14 steps",
@@ -42,44 +46,47 @@ def assert_same_run(directory, uninterrupted):
     assert rows(directory) == rows(uninterrupted)
 
 
-def kill_once(command, directory, phase, moment, least, rng):
-    """One start that is killed before, within or after a phase; the step at which it was."""
-    child = Child(command, directory)
-    done = child.wait_for("enter" if moment == "within" else moment, phase, least)
-    if moment == "within":
-        child.go()
-        time.sleep(rng.uniform(0, 0.02))
-    child.kill()
-    return done
-
-
-def run_through(command, directory, kills, seed):
-    """Kills the training at the given (phase, moment), one start each, then lets it finish."""
-    rng, hit, least = random.Random(seed), [], 1
-    for phase, moment in kills:
-        done = kill_once(command, directory, phase, moment, least, rng)
-        hit.append(phase)
-        # Back and forth: sometimes at once after the resume, sometimes further on.
-        least = min(done + rng.randint(-2, 3), 8)
-    assert Child(command, directory).finish() == 0
-    return hit
-
-
 def test_kills_while_something_is_written(command, uninterrupted, tmp_path):
     kills = [("push", "within"), ("checkpoint", "within"), ("evaluation", "exit")]
-    assert run_through(command, tmp_path / "run", kills, seed=0) == [phase for phase, _ in kills]
+    run_through(command, tmp_path / "run", kills, seed=0)
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+MOMENTS = [(phase, moment) for phase in PHASES for moment in ("enter", "within", "exit")]
+
+
+def hundred_moments():
+    """Ten runs of ten kills; every phase before, within and after it, at least three times."""
+    moments = [*MOMENTS, *random.Random(0).sample(MOMENTS, 100 - 3 * len(MOMENTS)), *MOMENTS, *MOMENTS]
+    random.Random(1).shuffle(moments)
+    return [moments[start:start + 10] for start in range(0, 100, 10)]
+
+
+def test_a_hundred_moments_are_all_phases():
+    runs = hundred_moments()
+    assert len(runs) == 10 and {len(kills) for kills in runs} == {10}
+    assert collections.Counter(itertools.chain(*runs)).keys() == set(MOMENTS)
+
+
+@pytest.fixture(scope="module")
+def long_command(compilation_cache_dir):  # noqa: F811
+    """As `command`, of a run that is long enough for ten kills, and whose window loses members."""
+    fields = {"training.duration": "60 steps", "hwa.sync_period": "2 steps", "hwa.window_size": 2, "logging.tensorboard": False}
+    return watched_command("train_hwa.py", "hwa_digits.py", {**FIELDS, **fields}, compilation_cache_dir)
+
+
+@pytest.fixture(scope="module")
+def long_uninterrupted(long_command, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert Child(long_command, directory).finish() == 0
+    return directory
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_kills_in_every_phase(command, uninterrupted, tmp_path, seed):
-    kills = [(phase, moment) for phase in PHASES for moment in ("enter", "within", "exit")]
-    random.Random(seed).shuffle(kills)
-    chosen = kills[:7] + [(phase, "within") for phase in PHASES]
-    hit = run_through(command, tmp_path / "run", chosen, seed)
-    assert set(hit) == set(PHASES)
-    assert_same_run(tmp_path / "run", uninterrupted)
+@pytest.mark.parametrize("number", range(10))
+def test_kills_at_a_hundred_moments(long_command, long_uninterrupted, tmp_path, number):
+    run_through(long_command, tmp_path / "run", hundred_moments()[number], seed=number)
+    assert_same_run(tmp_path / "run", long_uninterrupted)
 
 
 @pytest.mark.slow

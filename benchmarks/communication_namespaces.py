@@ -1,0 +1,169 @@
+"""Measures HWA between two hosts against the model of `hwa_jax.analysis.communication`.
+
+    sudo python benchmarks/communication_namespaces.py [--output=results/communication]
+
+The hosts are two network namespaces of this machine, a core each, the link between them shaped to a bandwidth by tc's token
+bucket, and with a relay to a latency. Two processes train on digits by the trainer's own step over `jax.distributed`; about four minutes.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import timing
+from hwa_jax.analysis.communication import Link, overhead, synchronization_seconds
+from hwa_jax.report.tables import format_bytes, markdown_table
+from hwa_jax.storage import atomic
+from hwa_jax.training.environment import environment
+from namespaces import ADDRESSES, Network, missing
+
+PERIODS = (1, 10, 100)
+# Seconds -> bits per second. The relay is a program: it does not carry 1 Gbit/s.
+LINKS = {0.0: (1e9, 1e8, 1e7), 0.02: (1e8, 1e7)}
+GOAL = 0.2
+_NUM_HOSTS, _REPEATS, _REPEAT_SECONDS = 2, 5, 0.5
+# Of 1514 bytes that a full frame takes on the link, TCP delivers 1448.
+_PAYLOAD_SHARE = 1448 / 1514
+
+
+class Hosts:
+    """The two processes of a training, one in each namespace; a context manager.
+
+    Attributes:
+        payload: bytes of a synchronization.
+    """
+
+    def __init__(self, network: Network):
+        self._network, self._processes = network, []
+
+    def __enter__(self) -> "Hosts":
+        program = pathlib.Path(__file__).with_name("communication_worker.py")
+        try:
+            for number in range(_NUM_HOSTS):
+                command = self._network.inside(number, [sys.executable, str(program), f"{ADDRESSES[0]}:40404", str(number)])
+                # Two programs cannot share an accelerator.
+                environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+                self._processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            self.payload = self._answers()[0]["bytes_per_synchronization"]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def step_seconds(self, sync_period: int | None, expected: float) -> float:
+        """Seconds per step with an average every H of them, None: without; the median over repeats.
+
+        Args:
+            expected: seconds that a step may take; how many are made follows from it.
+        """
+        cycles = math.ceil(_REPEAT_SECONDS / (expected * (sync_period or 1)))
+        told = json.dumps({"sync_period": sync_period, "cycles": cycles, "repeats": _REPEATS})
+        for process in self._processes:
+            print(told, file=process.stdin, flush=True)
+        # A step with an average lasts until the slower host has it.
+        return statistics.median(max(pair) for pair in zip(*self._answers()))
+
+    def _answers(self) -> list[Any]:
+        return [json.loads(next(line for line in process.stdout if not line.startswith("[Gloo]"))) for process in self._processes]
+
+    def __exit__(self, *_) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+
+def measure() -> dict[str, Any]:
+    """All cells, and what their prediction is made of: bytes, plain step and the latency of the unshaped link."""
+    result = {"environment": environment(), "date": time.strftime("%Y-%m-%d"), "busy_cores_before": timing.busy_cores(), "cells": []}
+    for latency, rates in LINKS.items():
+        with Network(latency) as network, Hosts(network) as hosts:
+            if not latency:
+                plain = hosts.step_seconds(None, 1e-3)
+                unshaped = hosts.step_seconds(1, plain)
+                # Without a limit nothing is left of a synchronization but its two latencies.
+                result |= {"bytes": hosts.payload, "plain_seconds": plain, "latency_seconds": (unshaped - plain) / 2}
+            for rate in rates:
+                network.shape(rate)
+                result["cells"] += [
+                    {"bits_per_second": rate, "relay_seconds": latency, "sync_period": period} for period in PERIODS
+                ]
+                for cell in result["cells"][-len(PERIODS):]:
+                    cell |= prediction(cell, result)
+                    cell["measured_seconds"] = hosts.step_seconds(cell["sync_period"], cell["predicted_seconds"])
+                    print(line(cell), flush=True)
+    return result
+
+
+def prediction(cell: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a step, averages included, by the model of a ring."""
+    link = Link(_PAYLOAD_SHARE * cell["bits_per_second"] / 8, facts["latency_seconds"] + cell["relay_seconds"])
+    synchronization = synchronization_seconds(facts["bytes"], _NUM_HOSTS, link)
+    plain = facts["plain_seconds"]
+    return {"predicted_seconds": plain * (1 + overhead(synchronization, plain, cell["sync_period"]))}
+
+
+def line(cell: dict[str, Any]) -> str:
+    """A cell in words."""
+    return f"{cell['bits_per_second'] / 1e6:g} Mbit/s, H = {cell['sync_period']}: {1e3 * cell['measured_seconds']:.2f} ms a step"
+
+
+def report(result: dict[str, Any]) -> str:
+    """The table in markdown, and how it was obtained."""
+    machine, cells = result["environment"], result["cells"]
+    within = sum(abs(_ratio(cell) - 1) <= GOAL for cell in cells)
+    return "\n\n".join([
+        "# Communication, measured and predicted",
+        f"HWA between two hosts: LeNet-300-100 on digits, {format_bytes(result['bytes'])} to average, batch 50, K = 2. The hosts are two network namespaces "
+        "of one machine, a core each; their link was shaped by tc's token bucket in both directions. The step without averages took "
+        f"{1e3 * result['plain_seconds']:.2f} ms, and on the link without a limit an average took {2e3 * result['latency_seconds']:.2f} ms; the prediction is made "
+        "of these two, the bytes and the bandwidth (less TCP's headers, 1448 of 1514 bytes) by the ring of `hwa_jax.analysis.communication`. "
+        "Rows with a latency passed through a relay, a program that delays every packet by so much in each direction.",
+        f"Predicted within {GOAL:.0%} of the measured step: {within} of {len(cells)} rows.",
+        markdown_table(
+            ["bandwidth", "latency added", "H", "step measured, ms", "step predicted, ms", "predicted / measured", "overhead measured", "overhead predicted"],
+            [_row(cell, result["plain_seconds"]) for cell in cells], "rrrrrrrr",
+        ),
+        f"Written by `python benchmarks/communication_namespaces.py` on {result['date']}: {machine['cpu_model']}, {machine['cpu_cores']} cores, jax {machine['jax']}, "
+        f"Python {machine['python']}; Gloo's all-reduce. Medians of {_REPEATS}. Busy cores before: {result['busy_cores_before']:g}. "
+        f"Commit: {machine['git_commit'] or 'not run from a checkout'}.",
+    ]) + "\n"
+
+
+def _row(cell, plain) -> Sequence[str]:
+    measured, predicted = cell["measured_seconds"], cell["predicted_seconds"]
+    return [
+        f"{cell['bits_per_second'] / 1e6:g} Mbit/s", f"{1e3 * cell['relay_seconds']:g} ms", str(cell["sync_period"]), f"{1e3 * measured:.2f}",
+        f"{1e3 * predicted:.2f}", f"{_ratio(cell):.2f}", f"{100 * (measured / plain - 1):,.0f} %", f"{100 * (predicted / plain - 1):,.0f} %",
+    ]
+
+
+def _ratio(cell):
+    return cell["predicted_seconds"] / cell["measured_seconds"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/communication"))
+    options = parser.parse_args()
+    reason = missing()
+    if reason:
+        print(f"not run: {reason}")
+        return 0
+    result = measure()
+    options.output.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(options.output / "results.json", result)
+    (options.output / "report.md").write_text(report(result))
+    print(options.output / "report.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
