@@ -202,14 +202,25 @@ def test_of_seeds_that_diverge_the_others_finish(tmp_path, stacked, caplog):
         assert len(rows(tmp_path / str(seed))) == len(rows(tmp_path / "alone" / str(seed)))
 
 
-def test_other_errors_end_all(tmp_path, stacked):
+def killed_at_the_end(begin):
+    results = yield from begin()
+    os.kill(os.getpid(), signal.SIGTERM)
+    return results
+
+
+def test_other_errors_and_late_signals_end_all(tmp_path, stacked):
     setup = small_setup()
     (tmp_path / "3").write_text("in the way")
     with pytest.raises(UserError, match="is a file"):
         together(beginnings(hwa.algorithm, setup, tmp_path))
     (tmp_path / "3").unlink()
     # No lock is held by those that had begun.
-    assert len(together(beginnings(hwa.algorithm, setup, tmp_path))) == 3 and stacked == [3]
+    begin = beginnings(hwa.algorithm, setup, tmp_path)
+    results = together(begin)
+    assert len(results) == 3 and stacked == [3]
+    with pytest.raises(Interrupted):
+        together([functools.partial(killed_at_the_end, begin[0]), *begin[1:]])
+    assert together(begin) == results
 
 
 def test_what_the_memory_does_not_hold_is_halved(tmp_path, stacked, monkeypatch, caplog):

@@ -74,6 +74,7 @@ def together(begin: Sequence[Callable[[], Algorithm[T]]]) -> list[T]:
 
     Raises:
         Interrupted: a signal stopped them, each with a checkpoint; the same call continues.
+        UserError: what one of them raised ends all.
     """
     with Interruption() as interruption, contextlib.ExitStack() as opened:
         ahead, most = _Ahead(begin, opened), len(begin)
@@ -97,7 +98,8 @@ def together(begin: Sequence[Callable[[], Algorithm[T]]]) -> list[T]:
             for number, request, answer in zip(numbers, requests, answers):
                 request.session.clock.skip()  # what the seeds before it did with their answers
                 ahead.advance(number, lambda: answer)
-        if ahead.interrupted:
+        # A signal may have come when all was trained: the caller is not to begin with the next.
+        if ahead.interrupted or interruption.requested():
             raise Interrupted
         return [ahead.results[number] for number in range(len(begin))]
 
