@@ -2,7 +2,8 @@
 
 LeNet-300-100 on signals of 40 samples, 3,200 for training and 800 held out for validation, 20 epochs per replica, batch 50, K=2,
 H=1 epoch, I=8; SGD with Nesterov momentum at a constant rate and with a cosine; 5 seeds. The rate is tuned on validation, on a seed of
-its own. Needs `pip install mnist1d`, which generates the data. Result: results/hwa_mnist1d/report.md.
+its own; a first grid, up to 0.05, had its best rates at its edge and was widened: with it HWA's gain over plain training was +0.26 ± 2.37 points
+(constant rate, equal steps). Needs `pip install mnist1d`, which generates the data. Result: results/hwa_mnist1d/report.md.
 Hardware: 2 CPU cores, under 10 minutes. All values are our choice.
 """
 

@@ -10,6 +10,7 @@ import functools
 import pathlib
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import hwa, swamp
@@ -109,7 +110,8 @@ def _hwa_levels(config, directory):
         setup = _for_few_test_examples(training_setup.prepare(one.lock()), config)
         finished(hwa.run(setup, directory / name))
         found[name] = open_weights(directory / name)
-    plain, ours = found["plain"].compared, found["hwa"].compared
+    # On the host: one replica was laid out over other devices than several are.
+    plain, ours = jax.device_get(found["plain"].compared), found["hwa"].compared
     window = found["hwa"].corners
     subject = found["hwa"]._replace(
         compared={"plain": plain["outer"], "offline": plain["hwa"], "inner": ours["inner 0"], "outer": ours["outer"], "HWA": ours["hwa"]},
