@@ -59,6 +59,7 @@ def write_study(cells: Sequence[Mapping], directory: Path, *, title: str, meta: 
 
     def body(directory):
         yield from ("## Summary", case_table(cells), _HOW_TO_READ, "## Alarms", alarms_table(cells), _ALARMS, "## The cases")
+        yield "What each was made to do; whether it hurt, and where, the tables and plots say."
         yield "\n".join(f"- **{case}**: {CASES[case]}" for case in dict.fromkeys(cell["case"] for cell in cells) if case in CASES)
         for subject in dict.fromkeys(cell["subject"] for cell in cells):
             mine = [cell for cell in cells if cell["subject"] == subject]
