@@ -4,6 +4,7 @@ It makes the device "wire" in both, a TUN device whose other end is this program
 """
 
 import collections
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -41,7 +42,10 @@ def relay(first: int, second: int, latency: float) -> None:
         now = time.monotonic()
         for device, queue in waiting.items():
             while queue and queue[0][0] <= now:
-                os.write(device, queue.popleft()[1])
+                packet = queue.popleft()[1]
+                # Lost, where the device is not up yet, or its queue is full.
+                with contextlib.suppress(OSError):
+                    os.write(device, packet)
 
 
 if __name__ == "__main__":

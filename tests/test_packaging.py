@@ -167,7 +167,7 @@ def imports(folder):
             for module in {module.partition(".")[0] for module in modules}:
                 local = any(
                     (place / module).is_dir() or (place / f"{module}.py").is_file()
-                    for place in (ROOT, path.parent)
+                    for place in (ROOT, ROOT / folder, path.parent)
                 )
                 if module not in sys.stdlib_module_names and not local:
                     yield path.relative_to(ROOT), module
