@@ -26,7 +26,7 @@ test: .venv/dev.stamp  ## Run the fast tests
 test-all: .venv/dev.stamp  ## Run the fast and the slow tests
 	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile -m ""
 
-faults: .venv/dev.stamp  ## Kill, stop, damage and fill: all tests of faults, short and long ones
+faults: .venv/dev.stamp  ## Kill, stop, damage, fill the disk: all tests of faults, short and long ones
 	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile -m "" tests/faults
 
 bench: .venv/bench.stamp  ## Measure speed and memory, goes on where it stopped; BENCH="--rows=particles --models=cnn_s" for a part

@@ -107,7 +107,7 @@ CHECKS: dict[str, Callable[[], str]] = {"devices": devices, "sync": sync, "windo
 
 
 def _weights(num_replicas):
-    """Stacked NumPy weights, all different, some of them equal in no two places."""
+    """Stacked NumPy weights, all different."""
     rng = np.random.default_rng(1)
     return {name: rng.normal(size=(num_replicas, *shape)).astype(np.float32) for name, shape in _SHAPES.items()}
 
