@@ -11,11 +11,12 @@ import json
 import math
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import timing
@@ -80,8 +81,8 @@ class Hosts:
             process.communicate()
 
 
-def measure() -> dict[str, Any]:
-    """All cells, and what their prediction is made of: bytes, plain step and the latency of the unshaped link."""
+def measure() -> Iterator[dict[str, Any]]:
+    """After every cell, all up to it, and what their prediction is made of: bytes, plain step and the latency of the unshaped link."""
     result = {"environment": environment(), "date": time.strftime("%Y-%m-%d"), "busy_cores_before": timing.busy_cores(), "cells": []}
     for latency, rates in LINKS.items():
         with Network(latency) as network, Hosts(network) as hosts:
@@ -92,14 +93,12 @@ def measure() -> dict[str, Any]:
                 result |= {"bytes": hosts.payload, "plain_seconds": plain, "latency_seconds": (unshaped - plain) / 2}
             for rate in rates:
                 network.shape(rate)
-                result["cells"] += [
-                    {"bits_per_second": rate, "relay_seconds": latency, "sync_period": period} for period in PERIODS
-                ]
-                for cell in result["cells"][-len(PERIODS):]:
+                for period in PERIODS:
+                    cell = {"bits_per_second": rate, "relay_seconds": latency, "sync_period": period}
                     cell |= prediction(cell, result)
-                    cell["measured_seconds"] = hosts.step_seconds(cell["sync_period"], cell["predicted_seconds"])
-                    print(line(cell), flush=True)
-    return result
+                    cell["measured_seconds"] = hosts.step_seconds(period, cell["predicted_seconds"])
+                    result["cells"].append(cell)
+                    yield result
 
 
 def prediction(cell: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
@@ -157,10 +156,13 @@ def main() -> int:
     if reason:
         print(f"not run: {reason}")
         return 0
-    result = measure()
+    # Namespaces and processes are removed where this one is ended.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options.output.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(options.output / "results.json", result)
-    (options.output / "report.md").write_text(report(result))
+    for result in measure():
+        print(line(result["cells"][-1]), flush=True)
+        atomic.write_json(options.output / "results.json", result)
+        (options.output / "report.md").write_text(report(result))
     print(options.output / "report.md")
     return 0
 
