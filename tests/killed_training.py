@@ -65,7 +65,9 @@ def watch():
         member = re.match(r"step_(\d+)", name)
         if not member:
             return remove(path)
-        return watched(f"{os.path.basename(store)} eviction", lambda *_: remove(path))(int(member[1]), None)
+        # Pruning keeps the checkpoints of each cycle in a directory of their own.
+        store = re.sub(r"cycle_\d+", "checkpoints", os.path.basename(store))
+        return watched(f"{store} eviction", lambda *_: remove(path))(int(member[1]), None)
 
     atomic.remove_directory = watched_remove
     watch_between_cycles(PruningRun, "store", lambda trained, *args, **keywords: trained.cycle)

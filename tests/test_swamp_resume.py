@@ -25,7 +25,7 @@ FIELDS = {
     "checkpoint.every": "2 steps", "logging.every": "3 steps", "logging.tensorboard": True, "swamp.averaging": "when_safe",
 }
 # "weights" is a file of the average or of one particle.
-PHASES = ("epoch", "step", "collect", "log", "checkpoint", "weights", "store", "prune", "finish")
+PHASES = ("epoch", "step", "collect", "log", "checkpoint", "checkpoints eviction", "weights", "store", "prune", "finish")
 
 
 def assert_same_run(mine, theirs):

@@ -7,7 +7,7 @@ import pytest
 from report_cells import cell
 from training_runs import checkpoint, compilation_cache_dir, compiled_once, exported, small_config, small_setup, train  # noqa: F401
 
-from hwa_jax.algorithms import hwa, hwa_comparison
+from hwa_jax.algorithms import hwa, hwa_cells, hwa_comparison
 from hwa_jax.errors import UserError
 from hwa_jax.report.aggregation import aggregate
 from hwa_jax.training.config import validate
@@ -94,7 +94,7 @@ def test_a_comparison_studies_them_and_its_report_tells_them_apart():
     chosen = {f"{o}/{s}": dict.fromkeys(("plain", "offline", "hwa"), {"learning_rate": 0.1, "weight_decay": 0.0})
               for o in config.optimizers for s in config.schedules}
     planned = {t.name.rsplit("-", 1)[1]: t.config.hwa for t in hwa_comparison.trajectories(config, chosen)}
-    labels = {name: hwa_comparison._averaging(planned[name]) for name in (*VARIANTS, "seed0")}
+    labels = {name: hwa_cells._averaging(planned[name]) for name in (*VARIANTS, "seed0")}
     assert labels == {
         "bf16": "bfloat16", "diloco": "outer sgd 0.7 Nesterov 0.9", "adam": "outer adam 0.01", "weighted": "weights 1:3", "seed0": None,
     }
