@@ -99,8 +99,8 @@ reports there have all effects, settings and plots.
 An effect is a difference, paired by seed, that is positive where the claim holds, ± half width of its 95 % confidence interval over n seeds. It
 is shown if the interval lies above zero, contradicted if below. "Effect" is one example; "shown" counts all effects of the claim in that
 setting, and the verdict is by rule: reproduced if all of them are shown, partly if some are, contradicted if none is and one or more are
-contradicted, else not reproduced. At three to five seeds "not reproduced" often means that the interval is wide. "Not run" fills in when the
-results are there and the command is run again.
+contradicted, else not reproduced. Where nothing is different, one effect of forty is shown by chance. At three to five seeds "not reproduced" often
+means that the interval is wide. "Not run" fills in when the results are there and the command is run again.
 """
 
 
@@ -252,5 +252,5 @@ SOURCES = {
     "sweep_fashion_mnist": Source("Fashion-MNIST, CNN-S, 3,000 images", _sweep),
     "landscape_fashion_mnist": Source("Fashion-MNIST, 2,000 images", landscape_claims.effects),
     "swamp_fashion_mnist": Source("Fashion-MNIST, LeNet-300-100, 20,000 images", swamp_claims.effects),
-    "swamp_fashion_mnist_cnn": Source("Fashion-MNIST, CNN", swamp_claims.effects),
+    "swamp_fashion_mnist_cnn": Source("Fashion-MNIST, CNN-M", swamp_claims.effects),
 }
