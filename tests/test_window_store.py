@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from storage_cases import Dense, assert_mean_of, filled, member, tmp_path  # noqa: F401
 
 from hwa_jax.errors import UserError
+from hwa_jax.storage import tree_structure
 from hwa_jax.storage.float64_mean import Float64Mean
 from hwa_jax.storage.window_store import WindowStore
 
@@ -296,6 +297,22 @@ def test_a_member_of_another_model_is_refused(tmp_path, tree, message):
             window.push(3, tree)
         assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
         assert window.steps == [1, 2]
+
+
+def test_only_a_tree_unlike_the_last_one_is_walked(tmp_path, monkeypatch):
+    describe, walks = tree_structure.describe, []
+    monkeypatch.setattr(tree_structure, "describe", lambda tree: walks.append(1) or describe(tree))
+    with WindowStore(tmp_path, size=3) as window:
+        for step in (1, 2, 3):
+            window.push(step, {"a": np.full(2, step, np.float32), "b": step})
+        assert len(walks) == 1
+        for other in ({"a": np.ones(2, np.float32), "b": 1.5}, {"a": np.ones(2, np.float64), "b": 1}, {"a": [1.0, 1.0], "b": 1}):
+            with pytest.raises(UserError, match="push one structure"):
+                window.push(4, other)
+        window.truncate(after=0)
+        window.push(1, [1.0])
+        window.push(2, [2.0])
+        assert window.mean() == [1.5]
 
 
 def test_a_window_of_another_model_is_refused_before_the_first_push(tmp_path):

@@ -123,6 +123,8 @@ def first_difference(structure, other):
         >>> first_difference(describe(a)[0], describe(b)[0])
         ('w', 'float32[3]', 'float32[4]')
     """
+    if structure == other:
+        return None
     ours = {path: _text(node) for path, node in _nodes(structure)}
     theirs = {path: _text(node) for path, node in _nodes(other)}
     for path in ours | theirs:

@@ -71,6 +71,7 @@ class WindowStore:
         self._worker = Worker(self._save, _QUEUE_LENGTH, name)
         self._structure = None
         self._treedef = None
+        self._described = None
         self._check_newest()
 
     @property
@@ -109,7 +110,7 @@ class WindowStore:
                 f"push({step}): older than the newest member, {self._newest}:"
                 f" truncate(after={step - 1}) goes back"
             )
-        structure, leaves = tree_structure.describe(tree)
+        structure, leaves = self._describe(tree)
         self._check_structure(step, structure)
         with self._forgetting_what_failed():
             self._worker.submit(step, structure, tree_directory.host_copy(leaves))
@@ -249,6 +250,17 @@ class WindowStore:
     def _drop_evicted(self):
         steps = self._trees.steps
         self._cache = {step: leaves for step, leaves in self._cache.items() if step in steps}
+
+    def _describe(self, tree):
+        """Structure and leaves of a tree; one like the last is not walked again, which takes longer than a small one's copy."""
+        try:
+            leaves, treedef = jax.tree.flatten(tree)
+        except ValueError:  # keys that cannot be sorted: describe names them
+            return tree_structure.describe(tree)
+        kind = treedef, [(getattr(leaf, "shape", None), getattr(leaf, "dtype", type(leaf))) for leaf in leaves]
+        if self._described is None or self._described[0] != kind:
+            self._described = kind, tree_structure.describe(tree)[0]
+        return self._described[1], leaves
 
     def _check_structure(self, step, structure):
         if self._structure is None:
