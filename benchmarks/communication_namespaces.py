@@ -82,15 +82,16 @@ class Hosts:
 
 
 def measure() -> Iterator[dict[str, Any]]:
-    """After every cell, all up to it, and what their prediction is made of: bytes, plain step and the latency of the unshaped link."""
+    """After every cell, all up to it, and what their prediction is made of: bytes, plain step, and latency of the unshaped link by that of the relay."""
     result = {"environment": environment(), "date": time.strftime("%Y-%m-%d"), "busy_cores_before": timing.busy_cores(), "cells": []}
     for latency, rates in LINKS.items():
         with Network(latency) as network, Hosts(network) as hosts:
             if not latency:
                 plain = hosts.step_seconds(None, 1e-3)
-                unshaped = hosts.step_seconds(1, plain)
-                # Without a limit nothing is left of a synchronization but its two latencies.
-                result |= {"bytes": hosts.payload, "plain_seconds": plain, "latency_seconds": (unshaped - plain) / 2}
+                result |= {"bytes": hosts.payload, "plain_seconds": plain, "latency_seconds": {}}
+            # Without a limit nothing is left of a synchronization but its two latencies.
+            unshaped = hosts.step_seconds(1, 5e-3 + 4 * latency)
+            result["latency_seconds"][str(latency)] = (unshaped - plain) / 2
             for rate in rates:
                 network.shape(rate)
                 for period in PERIODS:
@@ -103,7 +104,7 @@ def measure() -> Iterator[dict[str, Any]]:
 
 def prediction(cell: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
     """Seconds of a step, averages included, by the model of a ring."""
-    link = Link(_PAYLOAD_SHARE * cell["bits_per_second"] / 8, facts["latency_seconds"] + cell["relay_seconds"])
+    link = Link(_PAYLOAD_SHARE * cell["bits_per_second"] / 8, facts["latency_seconds"][str(cell["relay_seconds"])])
     synchronization = synchronization_seconds(facts["bytes"], _NUM_HOSTS, link)
     plain = facts["plain_seconds"]
     return {"predicted_seconds": plain * (1 + overhead(synchronization, plain, cell["sync_period"]))}
@@ -122,8 +123,8 @@ def report(result: dict[str, Any]) -> str:
         "# Communication, measured and predicted",
         f"HWA between two hosts: LeNet-300-100 on digits, {format_bytes(result['bytes'])} to average, batch 50, K = 2. The hosts are two network namespaces "
         "of one machine, a core each; their link was shaped by tc's token bucket in both directions. The step without averages took "
-        f"{1e3 * result['plain_seconds']:.2f} ms, and on the link without a limit an average took {2e3 * result['latency_seconds']:.2f} ms; the prediction is made "
-        "of these two, the bytes and the bandwidth (less TCP's headers, 1448 of 1514 bytes) by the ring of `hwa_jax.analysis.communication`. "
+        f"{1e3 * result['plain_seconds']:.2f} ms, and on the link without a limit an average took {_latencies(result)}. The prediction is made "
+        "of these, the bytes and the bandwidth (less TCP's headers, 1448 of 1514 bytes) by the ring of `hwa_jax.analysis.communication`. "
         "Rows with a latency passed through a relay, a program that delays every packet by so much in each direction.",
         f"Predicted within {GOAL:.0%} of the measured step: {within} of {len(cells)} rows.",
         markdown_table(
@@ -134,6 +135,10 @@ def report(result: dict[str, Any]) -> str:
         f"Python {machine['python']}; Gloo's all-reduce. Medians of {_REPEATS}. Busy cores before: {result['busy_cores_before']:g}. "
         f"Commit: {machine['git_commit'] or 'not run from a checkout'}.",
     ]) + "\n"
+
+
+def _latencies(result):
+    return ", ".join(f"{2e3 * seconds:.2f} ms with {1e3 * float(relay):g} ms added" for relay, seconds in result["latency_seconds"].items())
 
 
 def _row(cell, plain) -> Sequence[str]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from hwa_jax.collectives import together
 
 # BatchNorm adds it to a variance, so what is smaller makes no difference to a network.
 _EPSILON = 1e-5
@@ -125,17 +126,16 @@ def pool_across(moments: Any, num_samples: Any, axis_name: Any) -> tuple[Any, An
     """
     total = lax.psum(num_samples, axis_name)
 
-    def average(moment):
+    def average(moments):
         # A device without samples has moments 0/0, which a weight of zero would not stop.
-        return lax.psum(jnp.where(num_samples > 0, moment * (num_samples / total), 0), axis_name)
+        shares = [jnp.where(num_samples > 0, moment * (num_samples / total), 0) for moment in moments]
+        return together(lax.psum, shares, axis_name)
 
-    def pool(pair):
-        mean, variance = pair
-        pooled = average(mean)
-        # Deviations from the pooled mean first: E[x²] - E[x]² would cancel.
-        return pooled, average(variance + (mean - pooled) ** 2)
-
-    return _map_pairs(pool, moments), total
+    pairs, treedef = jax.tree.flatten(moments, is_leaf=_is_pair)
+    pooled = average([mean for mean, _ in pairs])
+    # Deviations from the pooled means first: E[x²] - E[x]² would cancel.
+    variances = average([variance + (mean - center) ** 2 for (mean, variance), center in zip(pairs, pooled)])
+    return jax.tree.unflatten(treedef, zip(pooled, variances)), total
 
 
 def _is_pair(node):

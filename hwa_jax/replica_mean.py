@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from hwa_jax.collectives import together
+
 AxisName = str | Sequence[str] | None
 
 
@@ -157,7 +159,7 @@ def _collective_mean(leaves, axis_name):
 def _collective(operation, leaves, axis_name):
     _require_bound(axis_name)
     try:
-        return operation(leaves, axis_name)
+        return together(operation, leaves, axis_name)
     except (AssertionError, ValueError) as error:
         # JAX fails an assertion without words where only the vmap axis is named.
         if isinstance(error, ValueError) and "varying" not in str(error):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hwa_jax.collectives import together
 from hwa_jax.data import Split, augmentation, batches
 from hwa_jax.offline import Average
 from hwa_jax.training.functional import FunctionalModel
@@ -125,7 +126,7 @@ def make_step(
                 params, state.batch_stats, images, labels, model_key
             )
             if data_axis is not None:
-                loss, gradients = jax.lax.pmean((loss, gradients), data_axis)
+                loss, gradients = together(jax.lax.pmean, (loss, gradients), data_axis)
                 correct = jax.lax.psum(correct, data_axis)
             return gradients, loss, batch_stats, correct
 
