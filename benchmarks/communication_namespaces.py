@@ -3,7 +3,7 @@
     sudo python benchmarks/communication_namespaces.py [--output=results/communication]
 
 The hosts are two network namespaces of this machine, a core each, the link between them shaped to a bandwidth by tc's token
-bucket, and with a relay to a latency. Two processes train on digits by the trainer's own step over `jax.distributed`; about two minutes.
+bucket, and with a relay to a latency. Two processes train on digits by the trainer's own step over `jax.distributed`; about three minutes.
 """
 
 import argparse

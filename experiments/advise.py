@@ -22,7 +22,7 @@ from hwa_jax.training.step_cost import measure_step, setup_on_noise, tree_bytes
 
 _MODEL = flags.DEFINE_string("model", None, "name of a network: cnn_s, resnet20, wrn-28-10, ...")
 _BANDWIDTH = flags.DEFINE_string("bandwidth", None, "between two replicas, in each direction: 100Mbit, 1Gbit, 12.5MB")
-_LATENCY = flags.DEFINE_string("latency", "0ms", "between two replicas, one way: 20ms, 0.5s")
+_LATENCY = flags.DEFINE_string("latency", "0ms", "between two replicas: 20ms, 0.5s; one way, but between CPU hosts what ping shows")
 _REPLICAS = flags.DEFINE_integer("replicas", 2, "K", lower_bound=1)
 _STEP_TIME = flags.DEFINE_string("step_time", None, "of one optimizer step of one replica: 35ms")
 _MEASURE = flags.DEFINE_bool("measure", False, "measure the step on this machine instead of --step_time")

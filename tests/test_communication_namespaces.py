@@ -43,7 +43,6 @@ def test_without_the_rights_it_says_so(monkeypatch, capsys):
     assert capsys.readouterr().out == "not run: needs root\n"
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="it was not measured yet")
 def test_the_committed_report_is_that_of_the_committed_figures():
     result = json.loads((RESULTS / "results.json").read_text())
     assert (RESULTS / "report.md").read_text() == program.report(result)

@@ -26,7 +26,8 @@ class Link(NamedTuple):
 
     Attributes:
         bandwidth: bytes per second in each direction; infinite where bytes cost nothing.
-        latency: seconds before the first byte arrives.
+        latency: seconds before the first byte arrives; between CPU hosts the round trip that ping shows, since Gloo's
+            receiver first says that it is ready (measured: benchmarks/communication_namespaces.py).
     """
 
     bandwidth: float
