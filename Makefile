@@ -4,7 +4,7 @@ BIN := .venv/bin
 USABLE := 'import sys, pip; sys.exit(sys.version_info < (3, 11))'
 
 .NOTPARALLEL:
-.PHONY: help venv demo demo-swamp smoke test test-all faults bench conv-lowerings docs clean
+.PHONY: help venv demo demo-swamp smoke test test-all faults bench conv-lowerings onednn docs clean
 
 help:  ## List the targets (also: make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ bench: .venv/bench.stamp  ## Measure speed and memory, goes on where it stopped;
 conv-lowerings: .venv/base.stamp  ## Measure the table of convolution lowerings anew for this platform
 	@$(BIN)/python benchmarks/conv_lowerings.py
 
+onednn: .venv/onednn.stamp  ## Build oneDNN's convolutions for CPUs; HWA_JAX_CONV=onednn switches them on
+	@$(BIN)/python -c "from hwa_jax import onednn; print(onednn.build())"
+
 docs: .venv/docs.stamp  ## Build the documentation site; build/docs/index.html
 	@$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 
@@ -45,7 +48,8 @@ clean:  ## Remove .venv, the demos' results and what builds and tests leave behi
 .venv/dev.stamp: EXTRAS := [dev]
 .venv/bench.stamp: EXTRAS := [bench]
 .venv/docs.stamp: EXTRAS := [docs]
-.venv/base.stamp .venv/dev.stamp .venv/bench.stamp .venv/docs.stamp: setup.py constraints.txt
+.venv/onednn.stamp: EXTRAS := [onednn]
+.venv/base.stamp .venv/dev.stamp .venv/bench.stamp .venv/docs.stamp .venv/onednn.stamp: setup.py constraints.txt
 	@$(BIN)/python -c $(USABLE) 2>/dev/null || { \
 	  $(PYTHON) -c $(USABLE) 2>/dev/null || \
 	  { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }; \

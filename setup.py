@@ -39,6 +39,10 @@ EXTRAS = {
         "setuptools>=70.1",  # the first that builds a wheel by itself
     ],
     "bench": ["torch>=2.9"],  # what benchmarks/ compare with
+    "onednn": [  # convolutions on CPUs: hwa_jax/onednn.py
+        "onednn-cpu-gomp>=2023.2; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "onednn-devel-cpu-gomp>=2023.2; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    ],
     "mnist1d": ["mnist1d>=0.0.2"],  # generates the data set of this name
     "docs": ["Sphinx>=9.0", "myst-parser>=5.0", "furo>=2025.12.19"],
 }
@@ -50,7 +54,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hwa_jax", "hwa_jax.*"]),
-    package_data={"": ["*.json"], "hwa_jax": ["py.typed"]},
+    package_data={"": ["*.json", "*.cc"], "hwa_jax": ["py.typed"]},
     install_requires=BASE,
     extras_require=EXTRAS,
 )

@@ -5,6 +5,7 @@
 Times the convolution and both gradients of N particles for every lowering, with the code that
 users run, prints ratios, and writes the rows of the platform it ran on; other platforms' rows stay.
 For each shape class the lowering with the smallest geometric mean wins. Run it on a quiet machine.
+Where oneDNN is built (`make onednn`) it is measured too; the table does not choose it, users do.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hwa_jax import conv
+from hwa_jax import conv, onednn
 
 NUM_PARTICLES = (2, 4, 8)
 LOWERINGS = {"window": ("unrolled", "grouped"), "pointwise": ("matmul", "unrolled", "grouped")}
@@ -80,7 +81,10 @@ def compiled(lowering, shape, operands):
         return outputs, pullback(cotangent)
 
     rows = {device.platform: {shape.shape_class: lowering} for device in jax.devices()}
-    with mock.patch.object(conv, "lowering_table", lambda: rows):
+    with (
+        mock.patch.object(conv, "lowering_table", lambda: rows),
+        mock.patch.object(onednn, "switched_on", lambda: lowering == "onednn"),
+    ):
         return jax.jit(member).lower(*operands).compile()
 
 
@@ -98,10 +102,8 @@ def measure(shape, num_particles, repeats, limit):
     operands = shape.operands(num_particles)
     first = [x[:1] for x in operands]
     best_alone = LOWERINGS[shape.shape_class][0]
-    programs = {
-        name: (compiled(name, shape, operands), operands)
-        for name in LOWERINGS[shape.shape_class]
-    }
+    names = (*LOWERINGS[shape.shape_class], *(["onednn"] if onednn.is_built() else []))
+    programs = {name: (compiled(name, shape, operands), operands) for name in names}
     programs["single"] = (compiled(best_alone, shape, first), first)
     for name, (program, arguments) in list(programs.items()):
         if (1 + repeats) * seconds(program, arguments) > limit:
@@ -112,7 +114,7 @@ def measure(shape, num_particles, repeats, limit):
             times[name].append(seconds(program, arguments))
     return {
         name: statistics.median(times[name]) if name in times else None
-        for name in (*LOWERINGS[shape.shape_class], "single")
+        for name in (*names, "single")
     }
 
 
@@ -165,7 +167,8 @@ def choose(cells):
 
 def show(cell):
     times = cell["seconds"]
-    best = min((t for name, t in times.items() if t and name != "single"), default=float("nan"))
+    chosen = LOWERINGS[cell["shape class"]]
+    best = min((times[name] for name in chosen if times[name]), default=float("nan"))
     parts = [
         f"{name} {1e3 * t:9.1f} ms ({t / best:5.2f})" if t else f"{name} not run"
         for name, t in times.items()

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 import timing
+from hwa_jax import onednn
 
 
 def _shell(environment):
@@ -20,11 +21,15 @@ def _shell(environment):
 TITLE = "Settings of a CPU: time of a step with them over the defaults"
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+ONEDNN = {onednn.SETTING: "onednn"}
 SETTINGS = {"huge pages": HUGE_PAGES, "two devices": TWO_DEVICES, "both": HUGE_PAGES | TWO_DEVICES}
+if onednn.is_built():
+    SETTINGS |= {"oneDNN": ONEDNN, "oneDNN, huge pages": ONEDNN | HUGE_PAGES}
 NOTE = (
     "The step is that of the first table, in a process for each setting; processes take turns. XLA's CPU client takes the memory of every step anew, and "
     f"huge pages, {_shell(HUGE_PAGES)}, have 512 times fewer page faults; they need glibc 2.35 and transparent huge pages on \"madvise\" or \"always\". "
-    f"Two devices, {_shell(TWO_DEVICES)}, carry half of the particles each."
+    f"Two devices, {_shell(TWO_DEVICES)}, carry half of the particles each. "
+    f"oneDNN: {_shell(ONEDNN)} after `make onednn`."
 )
 STEPS = {"cnn_s": 20, "resnet20": 1}  # a turn
 

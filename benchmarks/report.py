@@ -77,6 +77,7 @@ def _machine(results) -> Iterator[str]:
         "hardware": lambda m: f"{m['cpu_model']}, {m['cpu_cores']} cores; JAX on {m['num_devices']} × {m['device_kind']}",
         "versions": lambda m: ", ".join(f"{name} {m[name]}" for name in ("python", "jax", "jaxlib", "flax", "optax", "numpy", "torch")),
         "commit": lambda m: m["git_commit"] or "not run from a checkout",
+        "convolutions on a CPU": lambda m: m.get("conv_library", "xla"),
         "XLA_FLAGS": lambda m: m["xla_flags"] or "none",
         "dates": lambda m: m["date"],
     }

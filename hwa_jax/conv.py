@@ -25,6 +25,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
+from hwa_jax import onednn
+
 
 class _Axis(NamedTuple):
     """A vmapped axis: its size, and which of the two operands carry it."""
@@ -93,7 +95,7 @@ def conv_general_dilated(
     weights both carry a vmapped axis (particles, seeds, nested) lax makes a grouped convolution;
     here the committed table decides, for the gradients too. Measured so far: CPU (a matrix product
     for 1x1 windows, else one ordinary convolution per member, so compile time grows with the
-    members). Other platforms keep lax's.
+    members), or oneDNN if switched on (``hwa_jax.onednn``). Other platforms keep lax's.
 
     Works under jit, grad, jvp, Hessian-vector products of either mode, checkpoint and shard_map.
     A mesh with Explicit axes, or an ``out_sharding``, gets lax's own function.
@@ -295,4 +297,4 @@ batching.primitive_batchers[_contract_p] = _batch
 ad.defbilinear(_contract_p, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
 for _platform in ("cpu", "gpu", "tpu"):
     _rule = mlir.lower_fun(functools.partial(_contract, platform=_platform), multiple_results=False)
-    mlir.register_lowering(_contract_p, _rule, platform=_platform)
+    mlir.register_lowering(_contract_p, onednn.preferred(_rule, _platform), platform=_platform)

@@ -66,7 +66,7 @@ def test_make_alone_lists_every_target_and_does_nothing_else(clone):
     phony = re.search(r"^\.PHONY: (.*)$", (clone / "Makefile").read_text(), re.MULTILINE)
     listed = [line.split()[1] for line in result.stdout.splitlines()]
     assert listed == phony.group(1).split()
-    assert {"venv", "demo", "demo-swamp", "smoke", "test", "test-all", "faults", "bench", "conv-lowerings", "docs", "clean"} <= set(listed)
+    assert {"venv", "demo", "demo-swamp", "smoke", "test", "test-all", "faults", "bench", "conv-lowerings", "onednn", "docs", "clean"} <= set(listed)
     assert all(len(line.split()) > 3 for line in result.stdout.splitlines())
     assert result.stdout == make(clone, "help").stdout
     assert calls(clone) == []
@@ -88,6 +88,7 @@ def test_each_target_starts_from_an_empty_clone(clone):
         "faults": [VENV, INSTALL + "[dev]", TEST + " -m  tests/faults"],
         "bench": [VENV, INSTALL + "[bench]", "benchmarks/run.py"],
         "conv-lowerings": [VENV, INSTALL, "benchmarks/conv_lowerings.py"],
+        "onednn": [VENV, INSTALL + "[onednn]", "-c from hwa_jax import onednn; print(onednn.build())"],
     }
     for target, commands in expected.items():
         result = make(clone, target)

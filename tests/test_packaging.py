@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")
-EXTRAS = ("", "cuda", "tpu", "dev", "bench", "mnist1d", "docs")
+EXTRAS = ("", "cuda", "tpu", "dev", "bench", "mnist1d", "onednn", "docs")
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,17 @@ def environment() -> dict:
         python, jax, jaxlib, flax, optax, orbax, numpy: version strings, None if absent;
         platform: "cpu", "gpu" or "tpu"; device_kind: JAX's name of the first device;
         num_devices: how many of them, over num_processes processes; cpu_model: the processor's name, None if unknown;
+        conv_library: "onednn" if ``HWA_JAX_CONV`` chooses it for CPUs, else "xla";
         cpu_cores: logical cores this process may use; git_commit: 40 digits when the package
         runs from a checkout, with "-dirty" when its tracked files were changed, else None.
 
     Example:
         >>> sorted(environment())[:4]
-        ['cpu_cores', 'cpu_model', 'device_kind', 'flax']
+        ['conv_library', 'cpu_cores', 'cpu_model', 'device_kind']
     """
     import jax
+
+    from hwa_jax import onednn
 
     return {
         "python": platform.python_version(),
@@ -42,6 +45,7 @@ def environment() -> dict:
         "num_devices": jax.device_count(),
         "num_processes": jax.process_count(),
         "cpu_model": _cpu_model(Path("/proc/cpuinfo")),
+        "conv_library": "onednn" if onednn.switched_on() else "xla",
         "cpu_cores": _cpu_cores(),
         "git_commit": _git_commit(Path(__file__).resolve().parents[1]),
     }
