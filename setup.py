@@ -20,6 +20,7 @@ BASE = [
     "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
     "tensorflow-datasets>=4.9.9",  # reads through data_source, without TensorFlow
     "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not say so
+    "grain>=0.2.18,<0.3",  # reads streamed data sets
     "array_record>=0.8.1; sys_platform != 'win32'",  # the file format of data_source
     "scikit-learn>=1.5",  # its digits are the data set that needs no download
     "Pillow>=10.0",  # encodes images when a data set is prepared, and reads folders of images

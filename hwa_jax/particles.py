@@ -192,8 +192,9 @@ def vectorize(
     Args:
         step: a function of one particle's arguments, positional only.
         in_axes: 0 (stacked) or None (shared by all particles) for all arguments, or a tuple with one
-            entry per argument, each a prefix tree of 0 and None, as in `jax.vmap`.
-        out_axes: likewise for the results; None demands a result equal on all particles.
+            entry per argument, each a prefix tree of 0 and None, as in `jax.vmap`. A PartitionSpec that begins
+            with `axis_names[0]` is a 0 of which further axes are cut over the mesh too.
+        out_axes: 0 and None likewise for the results; None demands a result equal on all particles.
         mesh: a mesh whose axis `axis_names[0]` the particles are cut over; all devices by default.
         axis_names: the mesh axis and the vmap axis.
 
@@ -215,8 +216,9 @@ def vectorize(
     if device_axis not in mesh.shape:
         raise ValueError(f"vectorize: the mesh has axes {tuple(mesh.shape)}, none of them {device_axis!r}")
     # Averaging over a vmap axis inside shard_map needs check_vma=False (JAX 0.10 to 0.12).
+    particle_axes = jax.tree.map(lambda axis: 0 if isinstance(axis, PartitionSpec) else axis, in_axes, is_leaf=_is_axis)
     mapped = jax.shard_map(
-        jax.vmap(step, in_axes=in_axes, out_axes=out_axes, axis_name=particle_axis),
+        jax.vmap(step, in_axes=particle_axes, out_axes=out_axes, axis_name=particle_axis),
         mesh=mesh,
         in_specs=_specs(in_axes, device_axis),
         out_specs=_specs(out_axes, device_axis),
@@ -234,11 +236,17 @@ def vectorize(
 
 def _specs(axes, device_axis):
     def spec(axis):
+        if isinstance(axis, PartitionSpec) and axis[:1] == (device_axis,):
+            return axis
         if axis not in (0, None):
             raise ValueError(f"vectorize: axis {axis!r} must be 0 (stacked) or None (shared)")
         return PartitionSpec() if axis is None else PartitionSpec(device_axis)
 
-    return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
+    return jax.tree.map(spec, axes, is_leaf=_is_axis)
+
+
+def _is_axis(node):
+    return node is None or isinstance(node, PartitionSpec)
 
 
 def _stacked_leaves(in_axes, args):
@@ -247,7 +255,7 @@ def _stacked_leaves(in_axes, args):
     if not isinstance(in_axes, tuple):
         in_axes = (in_axes,) * len(args)
     chosen = jax.tree.map(
-        lambda axis, arg: None if axis is None else arg, in_axes, tuple(args), is_leaf=lambda axis: axis is None
+        lambda axis, arg: None if axis is None else arg, in_axes, tuple(args), is_leaf=_is_axis
     )
     return jax.tree.leaves(chosen)
 

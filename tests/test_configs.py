@@ -19,6 +19,7 @@ FILES = sorted((ROOT / "configs").glob("*.py"))
 SHAPES = {
     "digits": ((8, 8, 1), 10), "fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100),
     "pictures": ((32, 32, 3), 5), "mnist1d": ((40, 1, 1), 10),
+    "imagenet2012": ((64, 64, 3), 1000),
 }
 SMALL_ENOUGH = {"mlp", "cnn_s"}
 # Configuration file: the networks that may stand after the colon of --config.
@@ -111,6 +112,8 @@ def test_it_makes_a_step(file, variant, monkeypatch):
     base = config.get("base", config)
     base.update({"num_devices": 1})
     base.training.batch_size = 4
+    if "streamed" in base.data:
+        base.data.update({"streamed": False, "random_resized_crop": False})
     # Epochs have two steps here; what is given in steps may be longer than that.
     base.schedule.warmup = "0 steps"
     if "swamp" in base:

@@ -65,6 +65,21 @@ class HwaTestSizes(_Pictures):
         return picture(split, index)[: 4 + index % 2]
 
 
+class HwaTestPhotos(_Pictures):
+    """As ImageNet: JPEG of many sizes, and a test split without labels."""
+
+    IMAGE = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+    SPLITS = ("train", "validation", "test")
+
+    def _generate_examples(self, split):
+        for index, example in super()._generate_examples(split):
+            yield index, example | ({"label": -1} if split == "test" else {})
+
+    def image(self, split, index):
+        height, width = 20 + 7 * index % 31, 20 + 11 * index % 29
+        return np.full((height, width, 3), 8 * index, np.uint8)
+
+
 class HwaTestRegression(_Pictures):
     LABEL = tfds.features.Scalar(np.int32)
 

@@ -5,6 +5,8 @@ devices, layout or interruptions. All functions but `to_device` may be traced, w
 ``particle`` and ``epoch`` as tracers, inside `jax.vmap`, `jax.shard_map` and `jax.jit`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -148,6 +150,28 @@ def share(batch: jax.Array, axis_name: str) -> tuple[jax.Array, jax.Array]:
     size = batch.shape[0] // jax.lax.axis_size(axis_name)
     first = jax.lax.axis_index(axis_name) * size
     return jax.lax.dynamic_slice_in_dim(batch, first, size), first
+
+
+def take(split: Split, indices: jax.Array | None, position: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, Any, int]:
+    """This device's part of a batch.
+
+    Args:
+        split: on the device; of streamed batches this device's part itself.
+        indices: ``[steps_per_epoch, batch_size]``, or None where batches are streamed.
+        position: of the batch in its epoch.
+        axis_name: a bound mesh axis whose devices cut the batch evenly; None: it is this device's alone.
+
+    Returns:
+        ``(images, labels, first, batch_size)``: first is the first example's index in the whole batch of batch_size.
+    """
+    if indices is None:
+        size = split.num_examples
+        if axis_name is None:
+            return split.images, split.labels, 0, size
+        return split.images, split.labels, jax.lax.axis_index(axis_name) * size, size * jax.lax.axis_size(axis_name)
+    batch = jax.lax.dynamic_index_in_dim(indices, position, keepdims=False)
+    rows, first = (batch, 0) if axis_name is None else share(batch, axis_name)
+    return *gather(split, rows), first, batch.shape[0]
 
 
 def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,10 +1,13 @@
 """What a data set is: splits of uint8 images, statistics and a fingerprint."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hwa_jax.errors import UserError
@@ -41,6 +44,24 @@ class Split:
     def select(self, indices: np.ndarray) -> "Split":
         """The examples at int ``indices [m]``, in that order, as a Split of m images."""
         return Split(self.images[indices], self.labels[indices])
+
+    def image_batches(self, size: int, number: int) -> Iterator[jax.Array]:
+        """The first ``number`` images, ``size`` at a time; the last batch may be smaller."""
+        for start in range(0, number, size):
+            yield self.images[start : min(start + size, number)]
+
+    def padded_batches(self, size: int) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+        """All examples as (images, labels, which of them count), ``size`` at a time, the last batch padded."""
+        for start in range(0, self.num_examples, size):
+            yield _padded_batch(self, jnp.int32(start), size)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _padded_batch(split, start, size):
+    """Apart from what is done with it, so that it compiles once for all splits."""
+    rows = start + jnp.arange(size)
+    present = jnp.minimum(rows, split.num_examples - 1)
+    return split.images[present], split.labels[present], rows < split.num_examples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

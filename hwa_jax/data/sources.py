@@ -108,7 +108,7 @@ def _read(name, source, data_dir, image_size):
     if source not in SOURCES:
         raise UserError(f"source={source!r}: give one of {', '.join(map(repr, SOURCES))}")
     if image_size and source != "folder":
-        raise UserError(f"image_size={image_size!r}: images are resized with source='folder' alone; give 0")
+        raise UserError(f"image_size={image_size!r}: images are resized with source='folder' alone, or data.streamed=True; give 0")
     if source == "name":
         return *_read_named(name, data_dir), ()
     if data_dir is None:

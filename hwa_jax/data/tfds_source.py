@@ -1,5 +1,6 @@
-"""Reading a prepared data set of TensorFlow Datasets into memory."""
+"""Opening a prepared data set of TensorFlow Datasets, and reading it into memory."""
 
+import contextlib
 import os
 import pathlib
 
@@ -32,6 +33,16 @@ def read_tfds(
         UserError: unknown name, not prepared, not array_record, damaged, or not an
             image classification with images of one size.
     """
+    builder, test_name = open_builder(name, data_dir, already_searched)
+    train, test = (_read_split(builder, split) for split in ("train", test_name))
+    return train, test, builder.info.features["label"].num_classes
+
+
+def open_builder(name: str, data_dir: str | os.PathLike | None, already_searched: list[pathlib.Path]):
+    """The builder of a prepared image classification, and which of its splits is for testing.
+
+    Args and errors are those of `read_tfds`, which also reads.
+    """
     if name == "digits":
         prepare(name, data_dir)
     directories = search_path(data_dir)
@@ -56,15 +67,14 @@ def read_tfds(
             f"data set {name!r} has the splits {', '.join(sorted(splits))}; "
             "choose one with train and test"
         )
-    train, test = (_read_split(builder, split) for split in ("train", test_name))
-    return train, test, features["label"].num_classes
+    return builder, test_name
 
 
-def _read_split(builder, split_name: str) -> Split:
+@contextlib.contextmanager
+def explained(builder, split_name: str):
+    """Turns what reading a split raises into a UserError."""
     try:
-        with quiet(show_progress=False):
-            source = builder.as_data_source(split=split_name)
-            examples = source.__getitems__(range(len(source)))
+        yield
     except NotImplementedError as error:
         raise UserError(
             f"{builder.data_path}: prepared as {builder.info.file_format.value}, which has no "
@@ -75,11 +85,17 @@ def _read_split(builder, split_name: str) -> Split:
             f"{builder.data_path}: {split_name} cannot be read ({one_line(error)}); "
             "delete this directory and prepare it again"
         ) from error
+
+
+def _read_split(builder, split_name: str) -> Split:
+    with explained(builder, split_name), quiet(show_progress=False):
+        source = builder.as_data_source(split=split_name)
+        examples = source.__getitems__(range(len(source)))
     shapes = {example["image"].shape for example in examples}
     if len(shapes) > 1:
         raise UserError(
             f"{builder.data_path}: images of {len(shapes)} sizes, such as "
-            f"{' and '.join(map(str, sorted(shapes)[:2]))}; choose a data set with one size"
+            f"{' and '.join(map(str, sorted(shapes)[:2]))}; choose a data set with one size, or set data.streamed and data.image_size"
         )
     images = np.stack([example["image"] for example in examples])
     labels = np.array([example["label"] for example in examples], np.int32)

@@ -33,6 +33,8 @@ def default_config() -> ConfigDict:
         (2, '1 epoch')
     """
     config = _shared_config()
+    config.data.streamed = False  # images are read while training goes on, for a data set that does not fit
+    config.data.random_resized_crop = False  # of streamed images: trains on a random part of each, resized to image_size
     config.training.ema_decay = 0.0
     config.hwa = ConfigDict({
         "num_replicas": 2,  # K
@@ -97,7 +99,7 @@ def _shared_config():
         "name": "digits",  # or, with another source, what reports call the data
         "source": "name",  # "folder" or "numpy": your own images, see `hwa_jax.data.load`
         "data_dir": "",
-        "image_size": 0,  # pixels, of a folder's images; 0: as they are
+        "image_size": 0,  # pixels, of a folder's or streamed images; 0: as they are
         "num_train": 0, "validation_fraction": 0.1, "label_noise": 0.0, "seed": 0, "crop_padding": 0, "flip": False,
     })
     config.model = ConfigDict({"name": "cnn_s", "norm": "", "dtype": "float32"})
@@ -160,6 +162,8 @@ def validate(config: ConfigDict, begin: Callable[[], ConfigDict] = default_confi
             raise UserError(f"{field}={_get(config, field)!r}: must be above 0 and below 1")
     for field in _fields(_DURATIONS, known):
         Duration.parse(_get(config, field), field)
+    if "data.streamed" in known:
+        _validate_streaming(config)
     if "hwa.replica_weights" in known:
         _validate_replica_weights(config.hwa)
         _validate_window_size(config.hwa.window_size)
@@ -206,6 +210,17 @@ _DURATIONS = (
 def _validate_window_size(size):
     if size != AUTO and not (type(size) is int and size >= 1):
         raise UserError(f"hwa.window_size={size!r}: must be an int of at least 1, or {AUTO!r}")
+
+
+def _validate_streaming(config):
+    fields = config.data
+    if fields.random_resized_crop and not (fields.streamed and fields.image_size):
+        raise UserError("data.random_resized_crop=True: needs data.streamed=True and data.image_size, 224 for example; set them, or give False")
+    if not fields.streamed:
+        return
+    for field, allowed in {"data.source": ("name",), "data.label_noise": (0,), "training.steps_per_call": (0, 1)}.items():
+        if _get(config, field) not in allowed:
+            raise UserError(f"{field}={_get(config, field)!r}: with data.streamed=True give {allowed[0]!r}")
 
 
 def _validate_replica_weights(hwa):

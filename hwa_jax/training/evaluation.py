@@ -1,6 +1,5 @@
 """Evaluation as a pure function of weights: accuracy, negative log-likelihood, calibration error."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,7 +77,7 @@ def metrics(sums: Sums) -> dict[str, float]:
 
 
 class Evaluator:
-    """Evaluates weights on splits that lie on the device; nothing is swapped in place.
+    """Evaluates weights on splits that lie on the device, or are streamed; nothing is swapped in place.
 
     Example:
         >>> from hwa_jax import models
@@ -149,13 +148,4 @@ class Evaluator:
         return Sums(*(np.sum(x, axis=0, dtype=np.float64) for x in zip(*jax.device_get(parts))))
 
     def _batches(self, program, weights, split):
-        starts = range(0, split.num_examples, self._batch_size)
-        return [program(weights, *_padded_batch(split, jnp.int32(start), self._batch_size)) for start in starts]
-
-
-@functools.partial(jax.jit, static_argnames="size")
-def _padded_batch(split, start, size):
-    """Images, labels and which of them count; apart from the network, so that it compiles once for all splits."""
-    rows = start + jnp.arange(size)
-    present = jnp.minimum(rows, split.num_examples - 1)
-    return split.images[present], split.labels[present], rows < split.num_examples
+        return [program(weights, *batch) for batch in split.padded_batches(self._batch_size)]

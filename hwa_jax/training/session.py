@@ -78,6 +78,7 @@ class Session:
         self._compiled = {}
         with self.clock.activity("compilation"):
             self._indices = setup.epoch_indices(self.state.step, self._batch_key)
+        self._splits = setup.splits(self.first, self._batch_key)
 
     def _open_log(self, workdir):
         # A damaged log is refused before anything is written.
@@ -151,7 +152,7 @@ class Session:
     def step(self, state: TrainState, count: int) -> TrainState:
         """Optimizer steps of all replicas within an epoch; dispatches and returns. `state` is donated."""
         indices, key, extra = self.inputs
-        arguments = (state, indices, self.setup.train, key, extra)
+        arguments = (state, indices, next(self._splits), key, extra)
         if count not in self._compiled:
             with self.clock.activity("compilation"):
                 self._compiled[count] = self.setup.step.lower(*arguments, count=count).compile()
@@ -228,6 +229,7 @@ class Session:
         return self
 
     def __exit__(self, *_) -> None:
+        self._splits.close()
         self._bar.close()
         if self._writer is not None:
             self._writer.close()

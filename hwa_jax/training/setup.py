@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from ml_collections import ConfigDict
 
 from hwa_jax import data, models, particles
 from hwa_jax.batch_stats import RecalibrationReport, recalibrate_batch_stats
-from hwa_jax.data import Dataset, Split, batches
+from hwa_jax.data import Dataset, Split, batches, streaming
+from hwa_jax.data.streamed import StreamedSplit, load_streamed
 from hwa_jax.errors import UserError
 from hwa_jax.offline import Average, exponential_average
 from hwa_jax.online import with_online_average
@@ -36,9 +38,9 @@ class Setup:
 
     Attributes:
         config: the configuration.
-        dataset: in host memory.
-        train, validation, test: splits on the devices.
-        train_sample: the first `evaluation.train_examples` training images, on the devices.
+        dataset: in host memory, or streamed.
+        train, validation, test: splits on the devices, or streamed.
+        train_sample: the first `evaluation.train_examples` training images, likewise.
         model: the network as pure functions.
         schedule: step -> learning rate.
         periods: all lengths in steps.
@@ -53,10 +55,10 @@ class Setup:
 
     config: ConfigDict
     dataset: Dataset
-    train: Split
-    validation: Split
-    test: Split
-    train_sample: Split
+    train: Split | StreamedSplit
+    validation: Split | StreamedSplit
+    test: Split | StreamedSplit
+    train_sample: Split | StreamedSplit
     model: FunctionalModel
     mesh: jax.sharding.Mesh
     evaluator: Evaluator
@@ -104,16 +106,18 @@ class Setup:
     def step(self):
         """(state, indices, split, key, extra, count=1) -> state for all replicas after `count` steps; jitted.
 
-        The state is donated. `indices` are those of one epoch, which the steps must not leave. `extra`, further
-        arguments of the optimizer's update, is shared by all replicas. `count` is static.
+        The state is donated. `indices` are those of one epoch, which the steps must not leave, and `split` is what they
+        choose from, the next of `splits`. `extra`, further arguments of the optimizer's update, is shared by all
+        replicas. `count` is static.
         """
         step = make_step(
             self.model, self.optimizer, mean=self.dataset.mean, std=self.dataset.std,
             augment={"crop_padding": self.config.data.crop_padding, "flip": self.config.data.flip},
             label_smoothing=self.config.training.label_smoothing, ema=self.ema, data_axis=_data_axis(self.mesh),
-            drop_lost=self.drops_lost,
+            drop_lost=self.drops_lost, steps_per_epoch=self.periods.epoch,
         )
-        mapped = particles.vectorize(step, in_axes=(STATE_AXES, 0, None, None, None), out_axes=STATE_AXES, mesh=self.mesh)
+        split_axis = self._batch_spec if self.is_streamed else None
+        mapped = particles.vectorize(step, in_axes=(STATE_AXES, 0, split_axis, None, None), out_axes=STATE_AXES, mesh=self.mesh)
 
         def steps(state, *shared, count=1):
             # One step has no loop around it: on a CPU a convolution within a loop is many times slower.
@@ -137,7 +141,7 @@ class Setup:
     @property
     def steps_per_call(self) -> int:
         """Of the configuration; automatic is 1 on a CPU, elsewhere 0, `loop.run`'s own choice."""
-        automatic = 1 if self.mesh.devices.flat[0].platform == "cpu" else 0
+        automatic = 1 if self.is_streamed or self.mesh.devices.flat[0].platform == "cpu" else 0
         return self.config.training.steps_per_call or automatic
 
     def require_same_epochs(self, num_replicas: int) -> None:
@@ -155,7 +159,9 @@ class Setup:
 
     @functools.cached_property
     def epoch_indices(self):
-        """(step, key) -> int32 [K, steps per epoch, batch], the batches of the epoch that holds `step`."""
+        """(step, key) -> int32 [K, steps per epoch, batch], the batches of the epoch that holds `step`; None where they are streamed."""
+        if self.is_streamed:
+            return lambda step, key: None
         num_replicas = self.num_replicas
 
         def indices(particle, step, key):
@@ -166,6 +172,30 @@ class Setup:
 
         mapped = particles.vectorize(indices, in_axes=(0, None, None), mesh=self.mesh)
         return jax.jit(lambda step, key: mapped(jnp.arange(num_replicas), step, key))
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are read while training goes on, instead of lying on the devices."""
+        return isinstance(self.train, StreamedSplit)
+
+    @property
+    def _batch_spec(self):
+        return PartitionSpec("device", DATA) if _data_axis(self.mesh) else PartitionSpec("device")
+
+    def splits(self, first: int, key: jax.Array) -> Iterator[Split]:
+        """What each call of the step chooses its examples from, after `first` steps; the streamed batches themselves.
+
+        Args:
+            first: completed steps.
+            key: of the batch order.
+        """
+        if not self.is_streamed:
+            yield from itertools.repeat(self.train)
+        config = self.config
+        yield from streaming.training_batches(
+            self.train, key, range(first, self.periods.total), num_replicas=self.num_replicas, batch_size=config.training.batch_size,
+            data_mode=self.data_mode, random_crop=config.data.random_resized_crop, sharding=NamedSharding(self.mesh, self._batch_spec),
+        )
 
     def keys(self, part: int | None = None) -> tuple[jax.Array, jax.Array]:
         """The streams of batch order, and of augmentation and dropout; every part of a run has its own."""
@@ -215,12 +245,10 @@ class Setup:
         if not jax.tree.leaves(batch_stats):
             return batch_stats, None
         moments = self._stacked_moments if stacked else self._moments
-        size = self.config.training.batch_size
         number = min(self.recalibration_examples, self.dataset.train.num_examples)
-        chunks = [slice(start, min(start + size, number)) for start in range(0, number, size)]
         pairs, report = recalibrate_batch_stats(
-            lambda chunk: (moments(params, batch_stats, self.train.images[chunk]), chunk.stop - chunk.start), chunks,
-            initial=as_pairs(batch_stats),
+            lambda images: (moments(params, batch_stats, images), len(images)),
+            self.train.image_batches(self.config.training.batch_size, number), initial=as_pairs(batch_stats),
         )
         return from_pairs(pairs), report
 
@@ -268,16 +296,20 @@ def prepare(config: ConfigDict) -> Setup:
 
 
 def load_dataset(config: ConfigDict) -> Dataset:
-    """The data set of a configuration, in host memory.
+    """The data set of a configuration, in host memory or streamed.
 
     Raises:
         UserError: a data set that cannot be read, or no validation split.
     """
-    dataset = data.load(
-        config.data.name, source=config.data.source, data_dir=config.data.data_dir or None, image_size=config.data.image_size,
-        num_train=config.data.num_train or None,
-        validation_fraction=config.data.validation_fraction, label_noise=config.data.label_noise, seed=config.data.seed,
-    )
+    fields = config.data
+    choices = {
+        "data_dir": fields.data_dir or None, "image_size": fields.image_size, "num_train": fields.num_train or None,
+        "validation_fraction": fields.validation_fraction, "seed": fields.seed,
+    }
+    if fields.get("streamed"):
+        dataset = load_streamed(fields.name, **choices)
+    else:
+        dataset = data.load(fields.name, source=fields.source, label_noise=fields.label_noise, **choices)
     if not dataset.validation.num_examples:
         raise UserError(f"data.validation_fraction={config.data.validation_fraction}: curves need a validation split, give at least 0.01")
     return dataset
@@ -294,7 +326,10 @@ def pieces(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> dic
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test, "train_sample": sample}
     return {
         "config": config, "dataset": dataset, "model": model, "mesh": mesh,
-        **{name: batches.to_device(split, replicated) for name, split in splits.items()},
+        **{
+            name: dataclasses.replace(split, mesh=mesh) if isinstance(split, StreamedSplit) else batches.to_device(split, replicated)
+            for name, split in splits.items()
+        },
         "evaluator": Evaluator(model, dataset.mean, dataset.std, batch_size=config.evaluation.batch_size, mesh=mesh),
     }
 

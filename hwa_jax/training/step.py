@@ -79,7 +79,8 @@ def make_step(
     ema: Average | None = None,
     data_axis: str | None = None,
     drop_lost: bool = False,
-) -> Callable[[TrainState, jax.Array, Split, jax.Array, dict[str, Any]], TrainState]:
+    steps_per_epoch: int,
+) -> Callable[[TrainState, jax.Array | None, Split, jax.Array, dict[str, Any]], TrainState]:
     """The step of one particle: batch, augmentation, gradient, update, sums.
 
     Args:
@@ -93,10 +94,11 @@ def make_step(
             gradient are the means of all. The model pools its BatchNorm moments over it (`from_nnx(data_axis=...)`).
         drop_lost: whether the optimizer's update is given `weights`: 0 from a particle's first loss or gradient on
             that is not finite, else 1.
+        steps_per_epoch: of this particle.
 
     Returns:
-        step(state, indices [steps per epoch, batch], split on the device, key, extra) -> state; extra: more
-        arguments of the optimizer's update. Inside `particles.vectorize` the key is folded with
+        step(state, indices [steps per epoch, batch], split on the device, key, extra) -> state; where batches are
+        streamed indices is None and the split the batch itself. extra: more arguments of the optimizer's update. Inside `particles.vectorize` the key is folded with
         particle, epoch and step, so the numbers drawn depend on nothing else; but what the model draws within
         its layers, on the devices that share the batch too.
     """
@@ -108,17 +110,13 @@ def make_step(
         return loss, (batch_stats, (logits.argmax(-1) == labels).sum(dtype=jnp.int32))
 
     def step(state, indices, split, key, extra):
-        steps_per_epoch = indices.shape[0]
         epoch, position = state.step // steps_per_epoch, state.step % steps_per_epoch
         key = jax.random.fold_in(jax.random.fold_in(key, jax.lax.axis_index(PARTICLES)), epoch)
         augment_key, model_key = jax.random.split(jax.random.fold_in(key, position))
-        batch = jax.lax.dynamic_index_in_dim(indices, position, keepdims=False)
-        mine, first = batch, 0
+        images, labels, first, batch_size = batches.take(split, indices, position, data_axis)
         if data_axis is not None:
-            mine, first = batches.share(batch, data_axis)
             model_key = jax.random.fold_in(model_key, first)
-        images, labels = batches.gather(split, mine)
-        images = augmentation.augment(augment_key, images, first=first, batch_size=batch.shape[0], **augment)
+        images = augmentation.augment(augment_key, images, first=first, batch_size=batch_size, **augment)
         images = augmentation.normalize(images, mean, std)
 
         def of_batch(params):

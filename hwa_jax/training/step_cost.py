@@ -39,11 +39,13 @@ def measure_step(setup: Setup, state: TrainState, extra: dict[str, Any]) -> Step
     """
     batch_key, noise_key = setup.keys()
     state_bytes, indices = tree_bytes(state), setup.epoch_indices(state.step, batch_key)
-    step = setup.step.lower(state, indices, setup.train, noise_key, extra).compile()
-    state = jax.block_until_ready(step(state, indices, setup.train, noise_key, extra))
+    splits = setup.splits(0, batch_key)
+    split = next(splits)
+    step = setup.step.lower(state, indices, split, noise_key, extra).compile()
+    state = jax.block_until_ready(step(state, indices, split, noise_key, extra))
     start = time.perf_counter()
     for _ in range(_TIMED_STEPS):
-        state = step(state, indices, setup.train, noise_key, extra)
+        state = step(state, indices, split, noise_key, extra)
     jax.block_until_ready(state)
     seconds = (time.perf_counter() - start) / _TIMED_STEPS
     return StepCost(step.memory_analysis().temp_size_in_bytes, state_bytes, seconds)

@@ -43,7 +43,8 @@ class Request(NamedTuple):
     def stretch(self) -> tuple:
         """What requests that can be run together have in common; the least is the one that is furthest behind."""
         session, setup = self.session, self.session.setup
-        config = json.dumps(setup.config.to_dict() | {"seed": None}, sort_keys=True)
+        # Streamed batches are those of one seed.
+        config = json.dumps(setup.config.to_dict() | ({} if setup.is_streamed else {"seed": None}), sort_keys=True)
         return session.part.number or 0, session.first, session.part.total, setup.num_replicas, config
 
 
