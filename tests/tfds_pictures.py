@@ -76,8 +76,8 @@ class HwaTestPhotos(_Pictures):
             yield index, example | ({"label": -1} if split == "test" else {})
 
     def image(self, split, index):
-        height, width = 20 + 7 * index % 31, 20 + 11 * index % 29
-        return np.full((height, width, 3), 8 * index, np.uint8)
+        noise = np.random.RandomState([len(split), index]).randint(0, 80, (20 + 7 * index % 31, 20 + 11 * index % 29, 3))
+        return (noise + 5 * index).astype(np.uint8)
 
 
 class HwaTestRegression(_Pictures):

@@ -182,7 +182,7 @@ def _source(builder, split_name):
 
 
 def _first_example(builder, source, split_name):
-    with explained(builder, split_name):
+    with explained(builder, split_name), quiet(show_progress=False):
         return source[0]
 
 

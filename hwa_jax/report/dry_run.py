@@ -99,6 +99,8 @@ def _cycle_bytes(weights, mask, plan):
 def _images(setup: Setup, others: dict[str, Split]) -> str:
     splits = {"training": setup.train, "validation": setup.validation, "test": setup.test, **others}
     counts = ", ".join(f"{split.num_examples} {name}" for name, split in splits.items())
+    if setup.is_streamed:
+        return f"images                  {counts}; streamed, and the time below is without reading them"
     return f"images                  {counts}; {format_bytes(tree_bytes([*splits.values(), setup.train_sample]))} on each device"
 
 
