@@ -84,6 +84,7 @@ def test_a_run_that_goes_on_is_one_that_never_stopped(data_dir, uninterrupted, t
     jax.tree.map(np.testing.assert_array_equal, checkpoint(tmp_path), checkpoint(uninterrupted))
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_devices(data_dir, tmp_path):
     # Moments of four images would magnify rounding a thousandfold within 18 steps.
     fields = {**FIELDS, "data.data_dir": data_dir, "model.norm": "none"}

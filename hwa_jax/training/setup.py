@@ -16,12 +16,13 @@ from ml_collections import ConfigDict
 from hwa_jax import data, models, particles
 from hwa_jax.batch_stats import RecalibrationReport, recalibrate_batch_stats
 from hwa_jax.data import Dataset, Split, batches, streaming
-from hwa_jax.data.streamed import StreamedSplit, load_streamed
+from hwa_jax.data.streamed import StreamedSplit
 from hwa_jax.errors import UserError
 from hwa_jax.offline import Average, exponential_average
 from hwa_jax.online import with_online_average
 from hwa_jax.storage.safetensors import load_weights
 from hwa_jax.training.config import validate
+from hwa_jax.training.datasets import load_dataset
 from hwa_jax.training.devices import DATA, replica_mesh
 from hwa_jax.training.evaluation import Evaluator
 from hwa_jax.training.functional import FunctionalModel, as_pairs, from_nnx, from_pairs
@@ -293,26 +294,6 @@ def prepare(config: ConfigDict) -> Setup:
     # What does not fit the network (init_from, optimizer.decay_pattern) is said before anything is written.
     jax.eval_shape(setup.initial_state)
     return setup
-
-
-def load_dataset(config: ConfigDict) -> Dataset:
-    """The data set of a configuration, in host memory or streamed.
-
-    Raises:
-        UserError: a data set that cannot be read, or no validation split.
-    """
-    fields = config.data
-    choices = {
-        "data_dir": fields.data_dir or None, "image_size": fields.image_size, "num_train": fields.num_train or None,
-        "validation_fraction": fields.validation_fraction, "seed": fields.seed,
-    }
-    if fields.get("streamed"):
-        dataset = load_streamed(fields.name, **choices)
-    else:
-        dataset = data.load(fields.name, source=fields.source, label_noise=fields.label_noise, **choices)
-    if not dataset.validation.num_examples:
-        raise UserError(f"data.validation_fraction={config.data.validation_fraction}: curves need a validation split, give at least 0.01")
-    return dataset
 
 
 def pieces(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> dict[str, Any]:

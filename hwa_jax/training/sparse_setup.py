@@ -18,10 +18,11 @@ from hwa_jax.offline import Average, uniform_average
 from hwa_jax.optimizer_state import reset_state
 from hwa_jax.sparsity.update import sparse_update
 from hwa_jax.training.config import default_swamp_config, validate
+from hwa_jax.training.datasets import load_dataset
 from hwa_jax.training.devices import num_devices
 from hwa_jax.training.optimizers import make_optimizer, make_schedule
 from hwa_jax.training.periods import CyclePeriods
-from hwa_jax.training.setup import Setup, load_dataset, pieces
+from hwa_jax.training.setup import Setup, pieces
 from hwa_jax.training.step import Progress, TrainState
 
 
