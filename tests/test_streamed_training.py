@@ -117,6 +117,14 @@ def test_a_dry_run_says_that_images_are_streamed(data_dir):
 
 
 @pytest.mark.slow
+def test_what_watches_and_chooses_averages_streams_too(data_dir, tmp_path):
+    fields = {"evaluation.averaging_health": True, "hwa.window_size": "auto", "training.ema_decay": 0.9, "model.norm": "none"}
+    results = train(tmp_path, {**FIELDS, **fields, "data.data_dir": data_dir})
+    assert set(results["final"]) == {"outer", "hwa", "ema"} and results["window_choice"]["split"] == "validation"
+    assert rows(tmp_path, kind="health")
+
+
+@pytest.mark.slow
 def test_kills_change_nothing(compilation_cache_dir, tmp_path):  # noqa: F811
     fields = {
         **SMALL, "data.streamed": True, "data.image_size": 8, "data.random_resized_crop": True, "optimizer.momentum": 0.9,

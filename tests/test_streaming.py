@@ -12,6 +12,7 @@ from training_runs import small_setup
 
 import hwa_jax.data
 from hwa_jax import particles
+from hwa_jax.analysis.split_loss import SplitLoss
 from hwa_jax.data import Split
 from hwa_jax.data.cropping import center_crop
 from hwa_jax.data.streamed import load_streamed
@@ -254,6 +255,6 @@ def test_fields_that_do_not_fit_are_refused(data_dir, case):
 
 def test_what_needs_images_in_memory_says_so(data_dir):
     setup = photos_setup(data_dir)
-    for name in ("images", "labels"):
+    for look in (lambda split: split.images, lambda split: SplitLoss(setup, split)):
         with pytest.raises(UserError, match="data.streamed=True: hwa_test_photos train is not in memory"):
-            getattr(setup.train_sample, name)
+            look(setup.train_sample)

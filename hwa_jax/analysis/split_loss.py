@@ -17,12 +17,13 @@ class SplitLoss:
 
     Args:
         setup: network and normalization.
-        split: the examples, on the devices.
+        split: the examples, on the devices; not streamed.
         batch_size: examples at a time; bounds the memory.
     """
 
     def __init__(self, setup: Setup, split: Split, *, batch_size: int = 500):
-        starts = range(0, split.num_examples, batch_size)
+        # A streamed split has no images and says so, before anything is computed.
+        starts = range(0, len(split.images), batch_size)
         self._batches = [split.select(slice(start, start + batch_size)) for start in starts]
         self._num_examples = split.num_examples
         model, mean, std = setup.model, setup.dataset.mean, setup.dataset.std
