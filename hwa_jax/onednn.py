@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN on a CPU, for those who switch them on; two to seven times faster than XLA's.
+"""Convolutions by oneDNN on a CPU, for those who switch them on: docs/cpu.md has the times.
 
     make onednn
     HWA_JAX_CONV=onednn python experiments/train_hwa.py ...
