@@ -4,7 +4,7 @@ Synchronization in bf16, an outer Nesterov optimizer at DiLoCo's rate and at a l
 the images that each replica has seen, all at H = 4 steps and at H = 1 epoch. CNN-S on 2,000 images of Fashion-MNIST, K=4, 10 epochs per replica, I=3, SGD
 with Nesterov momentum at a constant rate, 5 seeds. Equal batches make weights by images a no-op, so there the replicas' batches have 50, 25,
 10 and 5 images, and the reference has those batches too. Rate and weight decay are those that compare_hwa_fashion_mnist chose for
-plain HWA; no option has a rate of its own. Result: results/hwa_options/report.md. Hardware: 2 CPU cores, about 10 minutes. All values are our choice.
+plain HWA; no option has a rate of its own. Result: results/hwa_options/report.md. Hardware: 2 CPU cores, about 15 minutes. All values are our choice.
 """
 
 from ml_collections import ConfigDict

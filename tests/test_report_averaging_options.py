@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from pictures import named, recorded  # noqa: F401
 from report_cells import cell
 
 from hwa_jax.report.averaging_options import of_main_average, options, options_table
@@ -59,6 +60,15 @@ def test_a_training_that_diverged_is_not_judged():
     found = {(one.sync_period, one.averaging): one for one in options(lost)}
     assert found[4, "bfloat16"].sent == 0
     assert options_table(options(lost)).count("not judged") == 2
+
+
+def test_what_would_flatten_the_plot_is_left_out_and_said(tmp_path, recorded):
+    wild = [c | {"test": {**c["test"], "accuracy": 0.9 - 0.4 * c["seed"]}} if c["averaging"] == "weights 5:1" else c for c in CELLS]
+    text = write_comparison(wild, tmp_path, title="Wild", meta={}).read_text()
+    assert "Not drawn, since their intervals are more than 20 times as wide as the median: weights 5:1, batches 50:10 at H = 90." in text
+    # In its own plot: bf16 at both H, of HWA and of the online average. The other plot has four differences to plain training.
+    assert len(named(recorded, "errorbar")) == 4 + 4
+    assert "Not drawn" not in write_comparison(CELLS, tmp_path, title="Tame", meta={}).read_text()
 
 
 def test_one_way_to_average_needs_no_table(tmp_path):

@@ -1,6 +1,7 @@
 """Ways to average online, each against the plain average at the same K, H, I and batches: accuracy and bytes."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from hwa_jax.report.tables import NOT_AVAILABLE, format_bytes, format_interval, 
 
 _SPECIAL = ("averaging", "replica_batch_sizes")
 _SAME = ("optimizer", "schedule", "num_train", "num_replicas", "sync_period", "replica_batch_sizes")
+_WIDEST = 20
 _HEADER = [
     "H", "Batches", "Averaging", "HWA, test accuracy, %", "− plain average, points", "n", "Verdict", "Online average − its plain one, points",
     "Bytes per synchronization", "Bytes of the whole run",
@@ -73,12 +75,12 @@ def options(cells: Sequence[Mapping]) -> list[Option]:
 def section(cells: Sequence[Mapping], directory: Path) -> list[str]:
     """Paragraphs of a report: the table of all ways to average, and a plot that is written into the directory; none without options."""
     found = options(cells)
-    return [_HOW_TO_READ.strip(), options_table(found), *images(_plot(found, directory))] if found else []
+    return [_HOW_TO_READ.strip(), options_table(found), *_plot(found, directory)] if found else []
 
 
 def options_table(found: Sequence[Option]) -> str:
     """A markdown table, a row per option."""
-    return markdown_table(_HEADER, [_line(option) for option in found], "rll" + "rrl" + 4 * "r")
+    return markdown_table(_HEADER, [_line(option) for option in found], "rllrrrlrrr")
 
 
 def _by_setting(cells, method, names):
@@ -127,12 +129,20 @@ def _line(option):
 
 
 def _plot(found, directory):
-    panels = {}
-    for option in found:
-        for name, difference in option.differences.items():
-            if math.isfinite(difference.mean):
-                heading = f"H = {option.sync_period}" + (f", batches {option.batches}" if option.batches else "")
-                group = METHODS[name].name
-                panels.setdefault(heading, {}).setdefault(group, {})[option.averaging] = difference
+    """The plot, and a sentence on what it leaves out: intervals so wide that they would flatten all others."""
+    drawn = [(option, name, d) for option in found for name, d in option.differences.items() if math.isfinite(d.mean)]
+    if not drawn:
+        return []
+    widths = [d.half_width for _, _, d in drawn if d.n > 1]
+    widest = _WIDEST * statistics.median(widths) if widths else math.inf
+    panels, left_out = {}, {}
+    for option, name, difference in drawn:
+        heading, label = f"H = {option.sync_period}", option.averaging + (f", batches {option.batches}" if option.batches else "")
+        if difference.n > 1 and difference.half_width > widest:
+            left_out[f"{label} at {heading}"] = None
+        else:
+            panels.setdefault(heading, {}).setdefault(METHODS[name].name, {})[label] = difference
     title = "Test accuracy compared with the plain average: right of the line is better\nmean over seeds, paired; bars: 95 % confidence interval; hollow: one seed"
-    return [dot_intervals(panels, directory / "averaging.png", "difference to the plain average, percentage points", title)] if panels else []
+    plot = dot_intervals(panels, directory / "averaging.png", "difference to the plain average, percentage points", title)
+    sentence = f"Not drawn, since their intervals are more than {_WIDEST} times as wide as the median: {'; '.join(left_out)}."
+    return [*images([plot]), *([sentence] if left_out else [])]

@@ -248,6 +248,7 @@ SOURCES = {
     "hwa_fashion_mnist": Source("Fashion-MNIST, CNN-S, 10,000 images", _comparison),
     "hwa_digits": Source("digits with noisy labels, CNN-S", _comparison),
     "hwa_mnist1d": Source("MNIST-1D, LeNet-300-100", _comparison),
+    "hwa_options": Source("Fashion-MNIST, CNN-S, 2,000 images, K=4", _comparison),
     "averaging_hurts": Source("digits and Fashion-MNIST", _averaging_hurts),
     "sweep_digits": Source("digits", _sweep),
     "sweep_fashion_mnist": Source("Fashion-MNIST, CNN-S, 3,000 images", _sweep),
