@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from hwa_jax import masks
 from hwa_jax.storage import atomic
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
@@ -43,13 +45,12 @@ def read_metrics(directory: pathlib.Path) -> dict[str, Any] | None:
     return processes.from_leader(lambda: read_json(directory / "metrics.json"))
 
 
-def read_cycle(directory: pathlib.Path, mask: Any, like: Weights) -> Solution | None:
+def read_cycle(directory: pathlib.Path, mask: Any) -> Solution | None:
     """What a cycle found; None if it is not finished.
 
     Args:
         directory: of the cycle.
         mask: under which it must have been trained.
-        like: shapes and dtypes of its weights.
 
     Raises:
         UserError: it was trained under another mask, or a file is damaged.
@@ -63,7 +64,11 @@ def read_cycle(directory: pathlib.Path, mask: Any, like: Weights) -> Solution | 
         masks.check_equal(mask, stored_mask)
         return Weights(params, batch_stats)
 
-    return Solution(processes.share(processes.on_leader(read), like), metrics)
+    weights = processes.on_leader(read)
+    # Others cannot know the dtypes: recalibrated statistics are float32, whatever the network computes in.
+    found = processes.from_leader(lambda: jax.tree.map(lambda leaf: [leaf.shape, leaf.dtype.name], tuple(weights)))
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(*leaf), Weights(*found), is_leaf=lambda node: isinstance(node, list))
+    return Solution(processes.share(weights, like), metrics)
 
 
 def write_cycle(

@@ -11,7 +11,6 @@
     weights.safetensors    the final sparse network with its zeros, for `load_predictor`
 """
 
-import functools
 import logging
 import os
 import shutil
@@ -121,7 +120,7 @@ class PruningRun:
         Raises:
             UserError: it was trained under another mask.
         """
-        return read_cycle(self._cycle(cycle), mask, self._like)
+        return read_cycle(self._cycle(cycle), mask)
 
     def store(
         self, trained: Trained, average: Weights, found: Sequence[Weights] = (), *, solution: str = "average",
@@ -251,10 +250,6 @@ class PruningRun:
     def _remove(self, checkpoints):
         directory = self._workdir.path / checkpoints
         processes.on_leader(lambda: directory.exists() and atomic.remove_directory(directory))
-
-    @functools.cached_property
-    def _like(self):
-        return Weights(*jax.eval_shape(self.setup.model.init, jax.random.key(0)))
 
 
 class _Stopped(Exception):
