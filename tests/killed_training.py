@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from hwa_jax.algorithms import pruning_run
+from hwa_jax.algorithms import cycle_files
 from hwa_jax.algorithms.pruning_run import PruningRun
 from hwa_jax.training import loop
 from hwa_jax.storage import atomic
@@ -73,8 +73,8 @@ def watch():
     watch_between_cycles(PruningRun, "store", lambda trained, *args, **keywords: trained.cycle)
     for name in ("prune", "finish"):
         watch_between_cycles(PruningRun, name, lambda cycle, *args: cycle)
-    save = pruning_run.save_sparse_weights
-    pruning_run.save_sparse_weights = lambda path, *args: watched("weights", lambda *_: save(path, *args))(args[-1]["cycle"], None)
+    save = cycle_files.save_sparse_weights
+    cycle_files.save_sparse_weights = lambda path, *args: watched("weights", lambda *_: save(path, *args))(args[-1]["cycle"], None)
 
 
 def watch_between_cycles(place, name, cycle_of):

@@ -1,12 +1,14 @@
-"""experiments/train_hwa.py as several processes with fake devices, from start to end."""
+"""A program that trains, as several processes with fake devices, from start to end."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 from programs import ROOT
+from pruning_runs import SMALL_PRUNING
 from training_runs import SMALL
 
 # 20 steps: five cycles of 4; K = 4 on four devices in all.
@@ -14,6 +16,23 @@ FIELDS = {
     **SMALL, "num_devices": 0, "hwa.num_replicas": 4, "training.duration": "20 steps", "optimizer.momentum": 0.9,
     "evaluation.every": "20 steps", "checkpoint.every": "10 steps", "logging.every": "10 steps",
 }
+# A ticket of 4 steps and cycles of 8; N = 4, each of which collects its weights at steps 6 and 8; BatchNorm, a gate and two cycles.
+PRUNING_FIELDS = {
+    **SMALL_PRUNING, "num_devices": 0, "swamp.num_particles": 4, "swamp.gate_fraction": 0.1, "swamp.averaging": "when_safe",
+    "swamp.target_sparsity": 0.3, "model.norm": "batch", "schedule.name": "constant", "schedule.warmup": "0 steps",
+}
+
+
+class Program(NamedTuple):
+    """A program, its configuration file, and dotted name -> value of fields."""
+
+    script: str
+    config: str
+    fields: dict[str, Any]
+
+
+TRAIN_HWA = Program("experiments/train_hwa.py", "configs/hwa_digits.py", FIELDS)
+TRAIN_SWAMP = Program("experiments/train_swamp.py", "configs/swamp_digits.py", PRUNING_FIELDS)
 # Far beyond what a busy machine needs; a test that waits so long has failed.
 SECONDS = 400
 
@@ -25,19 +44,20 @@ class Processes:
         directory: the work directory.
         num_processes: how many.
         devices: fake devices of each.
-        fields: dotted name -> value, on top of FIELDS.
+        fields: dotted name -> value, on top of those of the program.
+        program: what they run.
         compiled: directory of compiled programs.
         others: further flags by process.
         environment: further variables.
     """
 
-    def __init__(self, directory, num_processes, devices, fields=(), *, compiled, others=None, environment=()):
+    def __init__(self, directory, num_processes, devices, fields=(), *, program=TRAIN_HWA, compiled, others=None, environment=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [
-            sys.executable, str(ROOT / "experiments/train_hwa.py"), f"--config={ROOT / 'configs/hwa_digits.py'}", f"--workdir={directory}",
-            *(f"--config.{field}={value}" for field, value in {**FIELDS, **dict(fields)}.items()),
+            sys.executable, str(ROOT / program.script), f"--config={ROOT / program.config}", f"--workdir={directory}",
+            *(f"--config.{field}={value}" for field, value in {**program.fields, **dict(fields)}.items()),
         ]
         if num_processes > 1:
             command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}"]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64_network import in_float64
 from hlo import collectives
 from jax.sharding import PartitionSpec
 from training_runs import by_path, compilation_cache_dir, compiled_once, exported, rows, small_setup, train  # noqa: F401
@@ -52,33 +53,6 @@ def test_numbers_do_not_depend_on_how_a_batch_is_cut(tmp_path, on_one_device, nu
     mine = train(tmp_path, {**FIELDS, "num_devices": num_devices, "hwa.data_parallel": data_parallel})
     assert_same_numbers(tmp_path, expected)
     assert mine["bytes_communicated"] == results["bytes_communicated"]
-
-
-def in_float64(build, *, data_axis):
-    """A network of one hidden layer and BatchNorm whose weights and arithmetic are float64."""
-    pooled = (lambda x: x) if data_axis is None else functools.partial(jax.lax.pmean, axis_name=data_axis)
-
-    def logits(params, images, moments):
-        hidden = images.reshape(len(images), -1).astype(jnp.float64) @ params["first"]
-        mean, var = moments(hidden)
-        return jnp.tanh((hidden - mean) / jnp.sqrt(var + 1e-5)) @ params["second"], {"norm": {"mean": mean, "var": var}}
-
-    def of_batch(hidden):
-        mean = pooled(hidden.mean(0))
-        return mean, pooled(((hidden - mean) ** 2).mean(0))
-
-    def init(key):
-        params = {"first": jax.random.normal(key, (64, 20)) / 8, "second": jax.random.normal(key, (20, 10)) / 4}
-        return params, {"norm": {"mean": jnp.zeros(20), "var": jnp.ones(20)}}
-
-    def train(params, batch_stats, images, key):
-        found, moved = logits(params, images, of_batch)
-        return found, jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, batch_stats, moved)
-
-    def predict(params, batch_stats, images):
-        return logits(params, images, lambda _: (batch_stats["norm"]["mean"], batch_stats["norm"]["var"]))[0]
-
-    return FunctionalModel(init, train, predict, None)
 
 
 def test_a_cycle_in_float64(tmp_path, monkeypatch):

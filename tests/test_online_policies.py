@@ -12,7 +12,7 @@ from hwa_jax import online_average, with_online_average
 POLICIES = ("local", "average", "reset")
 
 
-def _matches_numpy(layout, policy, inner):
+def assert_matches_numpy(layout, policy, inner):
     with jax.enable_x64(True):
         params, data = problem()
         tx = with_online_average(OPTIMIZERS[inner](0.1), 3, LAYOUTS[layout][0], optimizer_state=policy, start_step=1)
@@ -29,7 +29,7 @@ def _matches_numpy(layout, policy, inner):
     *(("stacked", policy) for policy in POLICIES),
 ])
 def test_policies_give_the_numbers_of_numpy(layout, policy):
-    _matches_numpy(layout, policy, "adam")
+    assert_matches_numpy(layout, policy, "adam")
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_policies_give_the_numbers_of_numpy(layout, policy):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_policies_give_the_numbers_of_numpy_in_every_layout(layout, policy, inner):
-    _matches_numpy(layout, policy, inner)
+    assert_matches_numpy(layout, policy, inner)
 
 
 def test_local_is_a_chain():

@@ -101,6 +101,14 @@ def test_settings_a_method_does_not_use_do_not_split_its_rows():
     assert list(rows_of(cells)["plain", "equal_steps"].cells) == [0, 1]
 
 
+def test_rows_of_methods_with_other_settings_can_be_told_apart_too():
+    # The third setting of the online average is its averaging, of HWA its window.
+    cells = [cell(method, "both", averaging=averaging) for method in ("online", "hwa") for averaging in (None, "bfloat16")]
+    assert [row.label for row in aggregate(cells)[0].rows if row.comparison == "equal_steps"] == [
+        "online average (averaging=plain)", "online average (averaging=bfloat16)", "HWA (averaging=plain)", "HWA (averaging=bfloat16)",
+    ]
+
+
 def test_only_seeds_in_common_are_paired():
     cells = [cell("plain", seed=s, accuracy=0.9) for s in (0, 1, 2)]
     cells += [cell("ema", seed=s, accuracy=0.91) for s in (1, 2, 3, 4)]

@@ -81,17 +81,21 @@ def test_wide_bands_and_the_start_do_not_flatten_the_lines(tmp_path, recorded):
 
 
 @pytest.mark.parametrize("runs", [{}, {0: ([], [])}, {0: ([1], [math.nan])}])
-def test_nothing_to_draw_is_refused_and_a_partly_empty_plot_is_not(tmp_path, runs):
+def test_nothing_to_draw_is_refused_and_a_partly_empty_plot_is_not(tmp_path, runs, recorded):
     empty = Series("absent", runs, 1)
     with pytest.raises(ValueError, match="none of 1 has a point"):
         draw([empty], tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
-    decoded(draw([empty, series()], tmp_path / "curves.png"))
+    draw([empty, series("trained")], tmp_path / "curves.png")
+    assert [keywords["label"] for _, keywords in named(recorded, "plot")] == ["trained"]
 
 
-def test_one_point_and_one_seed_and_a_flat_line_can_be_drawn(tmp_path):
-    decoded(draw([Series("plain", {0: ([20.0], [81.0])}, 0)], tmp_path / "point.png"))
-    decoded(draw([Series("plain", {0: ([1, 2], [81.0, 81.0])}, 0)], tmp_path / "flat.png"))
+def test_one_point_and_one_seed_and_a_flat_line_can_be_drawn(tmp_path, recorded):
+    for epochs, accuracies in (([20.0], [81.0]), ([1, 2], [81.0, 81.0])):
+        pixels = decoded(draw([Series("plain", {0: (epochs, accuracies)}, 0)], tmp_path / "curves.png"))
+        [((x, y), _)] = named(recorded, "plot")
+        assert (x.tolist(), y.tolist()) == (epochs, accuracies) and (pixels < 250).any()
+        recorded.clear()
 
 
 def test_x_and_y_of_different_lengths_are_refused(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hwa_jax.algorithms.pruning_run import PruningRun
+from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic
 from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.training import loop
@@ -105,6 +106,17 @@ def test_a_finished_run_returns_at_once(uninterrupted, monkeypatch):
     monkeypatch.setattr(loop, "run", None)
     assert prune(uninterrupted, FIELDS)["sparsity"] >= 0.5
     assert listing(uninterrupted) == before
+
+
+def test_damaged_results_are_refused_by_one_line_and_written_anew(uninterrupted, tmp_path, monkeypatch):
+    file = shutil.copytree(uninterrupted, tmp_path / "run") / "results.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in whole.items() if name != "cycles"}))
+    with pytest.raises(UserError, match="results.json: lacks 'cycles': restore it; or delete it"):
+        prune(tmp_path / "run", FIELDS)
+    file.unlink()
+    monkeypatch.setattr(loop, "run", None)
+    assert prune(tmp_path / "run", FIELDS) == whole
 
 
 def test_a_finished_run_continues_to_higher_sparsity(uninterrupted, tmp_path, monkeypatch):

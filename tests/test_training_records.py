@@ -138,6 +138,21 @@ def test_a_finished_run_returns_at_once(finished, monkeypatch):
     assert listing(directory) == before
 
 
+@pytest.mark.parametrize(("damage", "lacks"), [
+    (lambda results: results.pop("steps"), "steps"), (lambda results: results["config"].pop("hwa"), "config.hwa.num_replicas"),
+])
+def test_damaged_results_are_refused_by_one_line(finished, tmp_path, damage, lacks):
+    file = shutil.copytree(finished[0], tmp_path / "run") / "results.json"
+    results = json.loads(file.read_text())
+    damage(results)
+    for content in (results, [], "steps"):
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError) as refused:
+            train(tmp_path / "run", LOGGED)
+        missing = lacks if content is results else "steps"
+        assert str(refused.value) == f"{file}: lacks {missing!r}: restore it; or delete it, and the same command writes it anew"
+
+
 @pytest.mark.parametrize("first", ["2 epochs", "16 steps"], ids=["in a partial cycle", "at a synchronization"])
 def test_an_extended_run_equals_a_longer_one(finished, tmp_path, first):
     longer, extended = {**LOGGED, "training.duration": "27 steps"}, tmp_path / "extended"

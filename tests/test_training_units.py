@@ -6,6 +6,7 @@ import json
 import operator
 import os
 import signal
+import types
 
 import pytest
 from hypothesis import example, given
@@ -15,7 +16,7 @@ from hwa_jax.errors import UserError
 from hwa_jax.report.dry_run import describe
 from hwa_jax.training import clock as clock_module
 from hwa_jax.training.clock import Clock
-from hwa_jax.training.config import MAY_CHANGE_ON_RESUME, default_config, differences, validate
+from hwa_jax.training.config import MAY_CHANGE_ON_RESUME, default_config, default_swamp_config, differences, validate
 from hwa_jax.training.duration import Duration
 from hwa_jax.training.interruption import Interruption
 from hwa_jax.training.periods import Periods
@@ -74,8 +75,14 @@ def test_pushes_after_sync_start_at_offline_start_and_at_the_end():
     assert [done for done in range(1, 19) if periods.is_regular_push(done)] == [11, 15]
 
 
-def test_defaults_are_valid():
-    validate(default_config())
+@pytest.mark.parametrize("begin", [default_config, default_swamp_config])
+def test_defaults_are_valid_and_every_field_is_needed(begin):
+    config = begin()
+    assert validate(config, begin) is None
+    with config.unlocked():
+        del config.training.batch_size
+    with pytest.raises(UserError, match="^training.batch_size is missing in the configuration: get_config"):
+        validate(config, begin)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +138,9 @@ def test_fields_that_may_change_exist():
 
 
 def test_clock_gives_every_second_to_one_activity(monkeypatch):
-    now = itertools.count(100.0)  # every look at the time is one second later
-    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: next(now))
+    # No time is measured: every look at it is one second later, and other threads look at another one.
+    now = itertools.count(100.0)
+    monkeypatch.setattr(clock_module, "time", types.SimpleNamespace(perf_counter=lambda: next(now)))
     clock = Clock({"training": 5.0, "evaluation": 2.0})  # at 100
     with clock.activity("evaluation"):  # training until 101
         with clock.activity("checkpoint"):  # evaluation until 102

@@ -16,12 +16,13 @@ import itertools
 import os
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from hwa_jax import particles
-from hwa_jax.algorithms.pruning_run import PruningRun, Solution
+from hwa_jax.algorithms.cycle_files import Solution
+from hwa_jax.algorithms.pruning_run import PruningRun
 from hwa_jax.errors import UserError
+from hwa_jax.training import processes
 from hwa_jax.training.sparse_setup import SparseSetup, prepare
 from hwa_jax.training.step import TrainState
 from hwa_jax.training.together import Algorithm, alone
@@ -72,6 +73,6 @@ def train_one(run: PruningRun, cycle: int, ticket: TrainState, mask: Any) -> Alg
     solution = run.stored(cycle, mask)
     if solution is None:
         trained = yield from run.train_particles(cycle, 1, ticket, mask)
-        [weights] = particles.unstack(jax.device_get(Weights(trained.state.params, trained.state.batch_stats)))
+        [weights] = particles.unstack(processes.to_host(Weights(trained.state.params, trained.state.batch_stats)))
         solution = run.store(trained, weights)
     return solution

@@ -13,7 +13,6 @@
 
 import logging
 import os
-import pathlib
 import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,21 +20,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hwa_jax import masks
+from hwa_jax import masks, particles
+from hwa_jax.algorithms.cycle_files import Solution, cycle_directory, read_cycle, read_metrics, write_cycle
 from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic
-from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.storage.safetensors import named_leaves, save_weights
-from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
+from hwa_jax.training import processes
 from hwa_jax.training.config import SWAMP_MAY_CHANGE_ON_RESUME
 from hwa_jax.training.loop import Event
 from hwa_jax.training.predictor import description
 from hwa_jax.training.session import Part, Session
+from hwa_jax.training.shared_stores import SharedCheckpoints
 from hwa_jax.training.sparse_setup import SparseSetup
 from hwa_jax.training.step import TrainState
 from hwa_jax.training.together import Algorithm, Request
 from hwa_jax.training.weights import Weights
-from hwa_jax.training.workdir import Workdir, read_json
+from hwa_jax.training.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
 
@@ -56,18 +56,6 @@ class Trained(NamedTuple):
     mask: Any
     state: TrainState
     seconds: dict[str, float]
-
-
-class Solution(NamedTuple):
-    """What a finished cycle found.
-
-    Attributes:
-        weights: by whose magnitudes the mask is pruned; NumPy arrays, exactly zero where the mask is False.
-        metrics: what metrics.json says.
-    """
-
-    weights: Weights
-    metrics: dict[str, Any]
 
 
 class PruningRun:
@@ -101,23 +89,23 @@ class PruningRun:
 
     def results(self) -> dict[str, Any] | None:
         """What a finished run wrote; None if it is not finished, or has a new target."""
-        found = self._workdir.results()
+        found = self._workdir.results("cycles", "config.swamp.target_sparsity")
         is_reached = found is not None and found["config"]["swamp"]["target_sparsity"] == self.config.swamp.target_sparsity
         return found if is_reached else None
 
     def train_ticket(self) -> Algorithm[TrainState]:
         """The matching ticket, θ_T0: one particle after T0 steps of dense training; NumPy arrays."""
-        store = CheckpointStore(self._workdir.path / "ticket", keep=1)
-        found = store.restore()
+        store = SharedCheckpoints(self._workdir.path / "ticket", keep=1)
+        like = jax.eval_shape(lambda: _first_particle(self.setup.initial_state()))
+        found = store.restore(like)
         if found is None:
             setup = self._with_particles(1)
-            extra = {"mask": jax.device_put(setup.dense_mask(), setup.replicated)}
+            extra = {"mask": particles.put(setup.dense_mask(), setup.replicated)}
             part = Part("checkpoints/ticket", setup.initial_state, setup.periods.ticket, number=0, extra=extra)
             state, _ = yield from self._train(setup, part)
-            one = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state)._replace(step=()))
-            store.save(setup.periods.ticket, one._replace(step=np.asarray(state.step)))
+            store.save(setup.periods.ticket, _first_particle(processes.to_host(state)), None)
             self._remove(part.checkpoints)
-            found = store.restore()
+            found = store.restore(like)
         return found.tree
 
     def train_particles(self, cycle: int, num_particles: int, origin: TrainState, mask: Any) -> Algorithm[Trained]:
@@ -132,16 +120,10 @@ class PruningRun:
         Raises:
             UserError: it was trained under another mask.
         """
-        directory = self._cycle(cycle)
-        metrics = read_json(directory / "metrics.json")
-        if metrics is None:
-            return None
-        params, batch_stats, stored_mask = load_sparse_weights(directory / f"{metrics['solution']}.safetensors")
-        masks.check_equal(mask, stored_mask)
-        return Solution(Weights(params, batch_stats), metrics)
+        return read_cycle(self._cycle(cycle), mask)
 
     def store(
-        self, trained: Trained, average: Weights, particles: Sequence[Weights] = (), *, solution: str = "average",
+        self, trained: Trained, average: Weights, found: Sequence[Weights] = (), *, solution: str = "average",
         gate: dict[str, Any] | None = None,
     ) -> Solution:
         """Evaluates and stores what a cycle found, all of it or nothing.
@@ -149,21 +131,14 @@ class PruningRun:
         Args:
             trained: the particles.
             average: their average.
-            particles: what was averaged, if that is not the average itself.
+            found: the particles' weights that were averaged, if that is not the average itself.
             solution: "average", or "particle_0" ...: by whose magnitudes the mask is pruned.
             gate: what the gate measured.
         """
-        stored = {"average": average, **{f"particle_{n}": weights for n, weights in enumerate(particles)}}
+        stored = {"average": average, **{f"particle_{n}": weights for n, weights in enumerate(found)}}
         metrics = self._metrics(trained, stored) | {"solution": solution, "gate": gate}
-        directory = self._cycle(trained.cycle)
-        aside = directory.parent / f".{directory.name}.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        for name, weights in jax.device_get(stored).items():
-            about = {"weights": name, "cycle": trained.cycle, **description(trained.setup)}
-            save_sparse_weights(aside / f"{name}.safetensors", *weights, trained.mask, about)
-        atomic.write_json(aside / "metrics.json", metrics)
-        atomic.commit_directory(aside, directory)
+        stored, about = processes.to_host(stored), {"cycle": trained.cycle, **description(trained.setup)}
+        processes.on_leader(lambda: write_cycle(self._cycle(trained.cycle), stored, trained.mask, metrics, about))
         self._remove(self._checkpoints(trained.cycle))
         accuracy = metrics["evaluation"][solution]["validation"]["accuracy"]
         _logger.info("cycle %d: %.1f %% pruned, validation accuracy %.2f %%", trained.cycle, 100 * metrics["sparsity"], 100 * accuracy)
@@ -178,7 +153,7 @@ class PruningRun:
         target = self.config.swamp.target_sparsity
         if sparsity(mask) < target:
             return False
-        following = read_json(self._cycle(cycle + 1) / "metrics.json")
+        following = read_metrics(self._cycle(cycle + 1))
         if following is not None:
             raise UserError(
                 f"swamp.target_sparsity={target}: the run has already reached {following['sparsity']:.4f} in cycle {cycle + 1}: "
@@ -187,31 +162,36 @@ class PruningRun:
         return True
 
     def prune(self, cycle: int, weights: Weights, mask: Any) -> Any:
-        """The next mask: `swamp.fraction` of the remaining weights go.
+        """The next mask, the same on all processes: `swamp.fraction` of the remaining weights go.
 
         Raises:
             UserError: NaN weights.
         """
         swamp = self.config.swamp
-        return masks.prune(
+        pruned = processes.on_leader(lambda: masks.prune(
             weights.params, mask, swamp.fraction, swamp.pruner, keep_one_per_output=swamp.keep_one_per_output,
             key=jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), 3), cycle),
-        )
+        ))
+        return processes.share(pruned, mask)
 
     def finish(self, cycle: int, solution: Solution) -> dict[str, Any]:
         """Writes results.json and the final network; returns the former's contents."""
-        cycles = [read_json(self._cycle(number) / "metrics.json") for number in range(cycle + 1)]
+        cycles = [read_metrics(self._cycle(number)) for number in range(cycle + 1)]
         facts = {
             "config": self.config.to_dict(), "data_fingerprint": self.setup.dataset.fingerprint, "sparsity": cycles[-1]["sparsity"],
             "final": cycles[-1]["evaluation"],
         }
         about = {"weights": solution.metrics["solution"], **facts, **description(self.setup)}
-        save_weights(self._workdir.path / "weights.safetensors", *solution.weights, about)
-        # What a kill between a cycle and the removal of its checkpoints has left.
-        shutil.rmtree(self._workdir.path / "checkpoints", ignore_errors=True)
-        # The configuration on record says the new target, where there is one.
-        self._workdir.record()
-        self._workdir.write_results({**facts, "cycles": cycles})
+
+        def write():
+            save_weights(self._workdir.path / "weights.safetensors", *solution.weights, about)
+            # What a kill between a cycle and the removal of its checkpoints has left.
+            shutil.rmtree(self._workdir.path / "checkpoints", ignore_errors=True)
+            # The configuration on record says the new target, where there is one.
+            self._workdir.record()
+            self._workdir.write_results({**facts, "cycles": cycles})
+
+        processes.on_leader(write)
         return self._workdir.results()
 
     def _with_particles(self, num_particles):
@@ -222,7 +202,7 @@ class PruningRun:
     def _part(self, setup, cycle, origin, mask):
         return Part(
             self._checkpoints(cycle), lambda: setup.particles_at(origin, mask), setup.periods.total, number=cycle + 1,
-            offset=cycle * setup.periods.cycle, extra={"mask": jax.device_put(mask, setup.replicated)}, facts={"cycle": cycle},
+            offset=cycle * setup.periods.cycle, extra={"mask": particles.put(mask, setup.replicated)}, facts={"cycle": cycle},
         )
 
     def _train(self, setup, part):
@@ -268,22 +248,16 @@ class PruningRun:
         return f"checkpoints/cycle_{cycle:03d}"
 
     def _remove(self, checkpoints):
-        if (self._workdir.path / checkpoints).exists():
-            atomic.remove_directory(self._workdir.path / checkpoints)
+        directory = self._workdir.path / checkpoints
+        processes.on_leader(lambda: directory.exists() and atomic.remove_directory(directory))
 
 
 class _Stopped(Exception):
     """A signal asked the run to stop, and its checkpoint is made."""
 
 
-def cycle_directory(directory: pathlib.Path, number: int) -> pathlib.Path:
-    """Where a work directory holds a finished cycle.
-
-    Example:
-        >>> cycle_directory(pathlib.Path("run"), 3).as_posix()
-        'run/cycles/003'
-    """
-    return directory / "cycles" / f"{number:03d}"
+def _first_particle(state):
+    return jax.tree.map(lambda leaf: leaf[0], state._replace(step=()))._replace(step=state.step)
 
 
 def sparsity(mask: Any) -> float:

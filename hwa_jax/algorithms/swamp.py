@@ -31,11 +31,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from hwa_jax import masks, particles
-from hwa_jax.algorithms.pruning_run import PruningRun, Solution, Trained
+from hwa_jax.algorithms.cycle_files import Solution
+from hwa_jax.algorithms.pruning_run import PruningRun, Trained
+from hwa_jax.training import processes
 from hwa_jax.training.sparse_setup import SparseSetup, prepare
 from hwa_jax.training.together import Algorithm, alone
 from hwa_jax.training.weights import Weights, recalibrated
@@ -112,16 +113,16 @@ def particle_weights(trained: Trained) -> list[Weights]:
     """Each particle's SWA average, its BatchNorm statistics computed anew; without SWA its last weights."""
     setup, state = trained.setup, trained.state
     params = state.params if setup.swa is None else setup.swa.value(state.ema)
-    stacked = jax.device_get(Weights(params, state.batch_stats))
-    weights = [jax.device_put(one, setup.replicated) for one in particles.unstack(stacked)]
+    stacked = processes.to_host(Weights(params, state.batch_stats))
+    weights = [particles.put(one, setup.replicated) for one in particles.unstack(stacked)]
     return weights if setup.swa is None else [recalibrated(setup, *one) for one in weights]
 
 
 def average_of(trained: Trained, found: Sequence[Weights]) -> Weights:
     """θ̄, the mean of particles under one mask, its BatchNorm statistics computed anew."""
     setup = trained.setup
-    params = jax.device_put(masks.mean(trained.mask, particles.stack([one.params for one in jax.device_get(found)])), setup.replicated)
-    return recalibrated(setup, params, found[0].batch_stats)
+    mean = masks.mean(trained.mask, particles.stack([one.params for one in processes.to_host(found)]))
+    return recalibrated(setup, particles.put(mean, setup.replicated), found[0].batch_stats)
 
 
 def best_particle_if_averaging_hurts(average_loss: float, particle_losses: Sequence[float]) -> int | None:

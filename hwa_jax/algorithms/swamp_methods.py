@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from hwa_jax import masks
 from hwa_jax.algorithms import given_masks, imp, swamp
-from hwa_jax.algorithms.pruning_run import cycle_directory
+from hwa_jax.algorithms.cycle_files import cycle_directory
 from hwa_jax.storage.sparse_weights import load_sparse_weights
 from hwa_jax.training.config import default_swamp_config
 from hwa_jax.training.duration import Duration

@@ -163,8 +163,9 @@ def _label(method, settings, groups):
 
 
 def _setting_values(group):
-    (_, _, settings), _ = group
-    return [(value is not None, value) for _, value in settings]
+    (_, method, settings), _ = group
+    # Settings of different methods are not in the same places.
+    return method, [(value is not None, value) for _, value in settings]
 
 
 def _position(row):

@@ -2,6 +2,7 @@
 
 import jax
 
+from hwa_jax import particles
 from hwa_jax.algorithms.hwa import communication
 from hwa_jax.algorithms.window_choice import longest
 from hwa_jax.data import Split
@@ -57,7 +58,7 @@ def describe_pruning(setup: SparseSetup) -> str:
     mask, num_particles = setup.dense_mask(), setup.num_replicas
     origin = jax.tree.map(lambda leaf: leaf[0], state._replace(step=()))._replace(step=state.step)
     weights = (origin.params, origin.batch_stats)
-    step = measure_step(setup, setup.particles_at(origin, mask), {"mask": jax.device_put(mask, setup.replicated)})
+    step = measure_step(setup, setup.particles_at(origin, mask), {"mask": particles.put(mask, setup.replicated)})
     # A step of one particle is taken to last an N-th of one of N.
     particle_steps = periods.ticket + periods.cycle * sum(cycle.num_particles for cycle in plan)
     disk = tree_bytes(origin) + tree_bytes(weights) + config.checkpoint.keep * step.state_bytes + _cycle_bytes(weights, mask, plan)

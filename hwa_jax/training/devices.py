@@ -1,8 +1,10 @@
 """Which devices a training uses and how they are arranged: replicas along one mesh axis, a replica's batches along another."""
 
+import collections
 import math
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
@@ -11,6 +13,8 @@ from hwa_jax.errors import UserError
 
 # The mesh axis over which every replica's batches are cut; a mesh without it cuts none.
 DATA = "data"
+# The mesh axis along which devices of several processes do the same.
+_COPY = "copy"
 
 
 def num_devices(config: ConfigDict) -> int:
@@ -54,3 +58,26 @@ def replica_mesh(config: ConfigDict) -> Mesh:
         return particles.device_mesh(devices)
     axis_types = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((groups, hwa.data_parallel), ("device", DATA), axis_types=axis_types, devices=devices)
+
+
+def particle_mesh(config: ConfigDict, num_particles: int) -> Mesh:
+    """The devices of SWAMP: of each process as many as particles can be cut over evenly, all processes alike.
+
+    Where there are fewer particles than processes, or they cannot be shared evenly, groups of processes train the same
+    ones: every process takes part in every computation, and none waits for another between the cycles.
+
+    Raises:
+        UserError: as `num_devices`.
+    """
+    num_processes = jax.process_count()
+    groups = math.gcd(num_particles, num_processes)
+    copies = num_processes // groups
+    each = math.gcd(num_particles // groups, num_devices(config) // num_processes)
+    if num_processes == 1:
+        return particles.device_mesh(jax.devices()[:each])
+    by_process = collections.defaultdict(list)
+    for device in jax.devices():
+        by_process[device.process_index].append(device)
+    chosen = np.array([devices[:each] for _, devices in sorted(by_process.items())]).reshape(groups, copies, each)
+    devices = chosen.transpose(0, 2, 1).reshape(groups * each, copies)
+    return Mesh(devices, ("device", _COPY), axis_types=(AxisType.Auto, AxisType.Auto))

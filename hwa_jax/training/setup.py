@@ -164,11 +164,13 @@ class Setup:
         if self.is_streamed:
             return lambda step, key: None
         num_replicas = self.num_replicas
+        distinct = self.config.hwa.replica_batch_sizes if "hwa" in self.config else ()
 
         def indices(particle, step, key):
             return batches.epoch_indices(
                 key, particle, step // self.periods.epoch, num_examples=self.dataset.train.num_examples,
                 batch_size=self.config.training.batch_size, num_particles=num_replicas, data_mode=self.data_mode,
+                distinct=distinct,
             )
 
         mapped = particles.vectorize(indices, in_axes=(0, None, None), mesh=self.mesh)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from hwa_jax.optimizer_state import reset_state
 from hwa_jax.sparsity.update import sparse_update
 from hwa_jax.training.config import default_swamp_config, validate
 from hwa_jax.training.datasets import load_dataset
-from hwa_jax.training.devices import num_devices
+from hwa_jax.training.devices import particle_mesh
 from hwa_jax.training.optimizers import make_optimizer, make_schedule
 from hwa_jax.training.periods import CyclePeriods
 from hwa_jax.training.setup import Setup, pieces
@@ -148,7 +147,7 @@ def particle_schedule(config: ConfigDict) -> tuple[int, ...]:
 
 def _build(config: ConfigDict, dataset: Dataset, held_out: Split, num_particles: int) -> SparseSetup:
     swamp = config.swamp
-    mesh = particles.device_mesh(jax.devices()[: math.gcd(num_particles, num_devices(config))])
+    mesh = particle_mesh(config, num_particles)
     periods = CyclePeriods.of(config, batches.steps_per_epoch(dataset.train.num_examples, config.training.batch_size))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, periods.epoch, periods.total)
     if swamp.swa:
