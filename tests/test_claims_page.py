@@ -7,7 +7,7 @@ import pytest
 from report_cells import cell
 
 from hwa_jax.errors import UserError
-from hwa_jax.report.claims_page import CLAIMS, SOURCES, page, rows, verdict, write_page
+from hwa_jax.report.claims_page import BESIDE, CLAIMS, SOURCES, page, rows, verdict, write_page
 
 _RESULTS = Path(__file__).resolve().parents[1] / "results"
 JITTER = (0.0, 0.001, -0.001)
@@ -45,8 +45,15 @@ def test_the_committed_pages_files_exist():
 
 
 def test_every_directory_of_results_has_its_rows():
-    missing = {path.parent.name for path in _RESULTS.glob("*/results.json")} - SOURCES.keys()
+    missing = {path.parent.name for path in _RESULTS.glob("*/results.json")} - SOURCES.keys() - BESIDE.keys()
     assert not missing
+
+
+def test_what_no_claim_reads_from_is_linked(tmp_path):
+    assert "no claim" not in page(tmp_path)
+    (tmp_path / "sweep_swamp_digits").mkdir()
+    (tmp_path / "sweep_swamp_digits" / "report.md").touch()
+    assert page(tmp_path).endswith(f"\n- [{BESIDE['sweep_swamp_digits']}](sweep_swamp_digits/report.md)\n")
 
 
 def test_nothing_is_there_yet(tmp_path):
@@ -86,19 +93,27 @@ def test_one_seed_is_not_judged(tmp_path):
 
 def test_cases_that_hurt_and_a_sweep(tmp_path):
     hurt = [
-        {"case": case, "subject": "digits_cnn", "seed": seed, "accuracy": {"latest": 0.9 + JITTER[seed], "average": 0.9 - loss}}
-        for case, loss in (("healthy", -0.01), ("early", 0.05), ("stale", 0.05), ("decay", 0.0)) for seed in range(3)
+        {"case": case, "subject": "fashion_mnist_cnn", "seed": seed, "accuracy": {"latest": 0.9 + JITTER[seed], "average": 0.9 - loss},
+         "pushes": [{"test_gap": loss + JITTER[seed]}]}
+        for case, loss in (("healthy", -0.01), ("early", 0.0), ("early alone", 0.05), ("stale", 0.05)) for seed in range(3)
     ]
+    windows = [{"window_size": size, "stride": 1, "accuracy": accuracy} for size, accuracy in ((1, 0.8), (2, 0.9))]
     swept = [
-        {"num_replicas": 2, "sync_period": 10, "schedule": "constant", "seed": seed, "windows": windows, "test": {"outer": 0.8, "base": 0.82 + JITTER[seed]}}
-        for seed, windows in ((0, [{}]), (1, [{}]), (2, []))
+        {"num_replicas": 2, "sync_period": 10, "schedule": "constant", "seed": seed, "windows": windows, "diverged": None,
+         "test": {"outer": 0.8, "base": 0.82 + JITTER[seed]}}
+        for seed in range(2)
     ]
     write(tmp_path, "averaging_hurts", hurt)
     write(tmp_path, "sweep_digits", swept)
     found = {row.claim: row for row in rows(tmp_path)}
-    assert found["H5"].example.startswith("early: latest - average: +5.00") and (found["H5"].count, found["H5"].verdict) == ("1 of 2", "partly")
-    # What diverged, the third, has no windows and does not count.
-    assert found["H6"].n == "2" and "K=2, H=10: average over the default I - outer weights: +2.05" in found["H6"].example
+    # Alone 5 points, in HWA none.
+    assert found["H5"].example.startswith("early, offline averaging alone: loss cost of averaging: +50.00 ± 2.48 10⁻³ nats")
+    assert found["H5"].example.endswith("; alone - HWA shown: 2 of 2") and (found["H5"].count, found["H5"].verdict) == ("4 of 6", "partly")
+    # The share of settings has no interval and is not counted.
+    assert found["H6"].example == (
+        "K=2, H=10: average over the default I - outer weights: +2.05 ± 0.64 points; settings as good as the best, 1 of 2, constant: 50.00 %"
+    )
+    assert (found["H6"].n, found["H6"].count) == ("2", "1 of 1")
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.5, ("3 of 3", "reproduced")), (2.0, ("2 of 3", "partly"))])

@@ -237,7 +237,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 FIELDS = {
     "source": ({"data.source": "folder"}, "data.source='folder': with data.streamed=True give 'name'"),
-    "sizes": ({"hwa.replica_batch_sizes": (4,)}, "hwa.replica_batch_sizes=(4,): with data.streamed=True give ()"),
+    "sizes": ({"hwa.replica_batch_sizes": (4,)}, r"hwa.replica_batch_sizes=\(4,\): with data.streamed=True give \(\)"),
     "noise": ({"data.label_noise": 0.1}, "data.label_noise=0.1: with data.streamed=True give 0"),
     "steps": ({"training.steps_per_call": 2}, "training.steps_per_call=2: with data.streamed=True give 0"),
     "crop": ({"data.image_size": 0, "data.random_resized_crop": True}, "data.random_resized_crop=True: needs data.streamed=True and data.image_size"),
