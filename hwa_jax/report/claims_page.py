@@ -249,5 +249,6 @@ SOURCES = {
 # Directory -> what its report is about; no claim reads from it.
 BESIDE = {
     "sweep_swamp_digits": "SWAMP's N, SWA's start, period and rate, fraction per cycle and T0, each alone, on digits",
+    "communication": "what synchronizing costs between two hosts, measured and predicted",
     "benchmarks_cpu": "speed and memory on two CPU cores",
 }
