@@ -33,8 +33,8 @@ def all_weights(setup: Setup, state: TrainState, choice: WindowChoice | None) ->
         choice: `hwa_choice` at this state.
     """
     outer = outer_weights(setup, state)
-    # The mean of several replicas' weights has statistics of its own, one replica's has its running ones.
-    weights = {"outer": recalibrated(setup, *outer) if setup.num_replicas > 1 else outer}
+    # A single replica's too: its running statistics lag behind, and a comparison is one of weights.
+    weights = {"outer": recalibrated(setup, *outer)}
     if choice is not None:
         weights["hwa"] = choice.weights
     if setup.ema is not None:

@@ -234,7 +234,7 @@ def _comparison(cells: Sequence[Mapping]) -> list[Effect]:
 SOURCES = {
     "hwa_fashion_mnist": Source("Fashion-MNIST, CNN-S, 10,000 images", _comparison),
     "hwa_digits": Source("digits with noisy labels, CNN-S", _comparison),
-    "hwa_fashion_mnist_resnet8": Source("Fashion-MNIST, ResNet-8, 2,000 images (plain has running BatchNorm statistics)", _comparison),
+    "hwa_fashion_mnist_resnet8": Source("Fashion-MNIST, ResNet-8, 2,000 images", _comparison),
     "hwa_mnist1d": Source("MNIST-1D, LeNet-300-100", _comparison),
     "hwa_options": Source("Fashion-MNIST, CNN-S, 2,000 images, K=4", _comparison),
     "averaging_hurts": Source("digits and Fashion-MNIST", averaging_hurts.effects),
