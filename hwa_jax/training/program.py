@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -147,7 +148,7 @@ def enable_compilation_cache(directory: str | os.PathLike) -> None:
 
 def command_line() -> str:
     """The command of this process, for a report: how to make it again."""
-    return " ".join(["python", *sys.argv])
+    return shlex.join(["python", *sys.argv])
 
 
 def _nearest_parent(path):
