@@ -29,7 +29,7 @@ def stream(
     """A batch for each step, made ahead of its use.
 
     Args:
-        example: (step, *place) -> {"image": uint8 ``[h, w, c]``, "label": int32 scalar}, where a place is an index
+        example: ``(step, *place)`` -> {"image": uint8 ``[h, w, c]``, "label": int32 scalar}, where a place is an index
             for each axis of `shape`; called from several threads, for the places that this process holds.
         steps: consecutive steps.
         shape: of a batch in front of its images' own axes.
