@@ -54,17 +54,18 @@ GOALS = (
 )
 
 
-def text(results: Sequence[Mapping[str, Any]], rows: Mapping[str, ModuleType]) -> str:
+def text(results: Sequence[Mapping[str, Any]], rows: Mapping[str, ModuleType], cells: Sequence[Mapping[str, Any]] = ()) -> str:
     """The report in markdown.
 
     Args:
         results: of cells, as `cell.py` and `run.py` write them.
         rows: name -> module, in the order of the report.
+        cells: all of a whole run; what no result is of, in a row that was begun, says "not run".
     """
     by_row = {row: [result for result in results if result["cell"]["row"] == row] for row in rows}
     parts = ["# Benchmarks", *_machine(results), "## Goals", _goals(by_row)]
     for row, module in rows.items():
-        parts += [f"## {module.TITLE}", module.NOTE, *_table(by_row[row])]
+        parts += [f"## {module.TITLE}", module.NOTE, *_table(by_row[row], [cell for cell in cells if cell["row"] == row])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,10 +129,12 @@ def _word(value):
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _table(results) -> Iterator[str]:
+def _table(results, cells) -> Iterator[str]:
     if not results:
         yield NOT_RUN
         return
+    measured = [result["cell"] for result in results]
+    results = [*results, *({"cell": cell, "not_run": {"the rest": None}} for cell in cells if cell not in measured)]
     results = sorted(results, key=lambda result: [f"{value:>12}" for value in result["cell"].values()])
     keys = list(results[0]["cell"])[1:]
     ratios = _names(results, "ratios")
@@ -144,7 +147,7 @@ def _table(results) -> Iterator[str]:
     header = [*(key.replace("_", " ") for key in keys), *ratios, *figures]
     yield markdown_table(header, rows, "l" * len(keys) + "r" * len([*ratios, *figures]))
     reasons = [
-        f"- {_label(result)}, {name}: {NOT_RUN}: {reason}" for result in results for name, reason in result["not_run"].items()
+        f"- {_label(result)}, {name}: {NOT_RUN}: {reason}" for result in results for name, reason in result["not_run"].items() if reason
     ]
     if reasons:
         yield "\n".join(reasons)

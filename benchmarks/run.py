@@ -19,6 +19,7 @@ from typing import Any
 
 import report
 import timing
+from hwa_jax import onednn
 from hwa_jax.storage import atomic
 
 ROWS = (
@@ -29,7 +30,8 @@ MODELS = ("mlp", "cnn_s", "resnet20", "wrn-16-4", "vgg16")
 
 
 def main() -> None:
-    options = _options()
+    options = _parser().parse_args()
+    options.output = options.output or pathlib.Path(f"results/benchmarks_{_platform()}" + ("_onednn" if onednn.switched_on() else ""))
     # A cell's process is ended with this one.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     cells = [cell for row in options.rows for cell in importlib.import_module(row).cells(options)]
@@ -47,17 +49,15 @@ def main() -> None:
     print(options.output / "report.md")
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=_names(ROWS), default=ROWS, help=f"of {', '.join(ROWS)}; all by default")
     parser.add_argument("--models", type=_names(MODELS), default=MODELS, help=f"of {', '.join(MODELS)}; all by default")
     parser.add_argument("--particles", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=7, help="rounds of each comparison")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds per cell")
-    parser.add_argument("--output", type=pathlib.Path, help="results/benchmarks_cpu, or of another platform, by default")
-    options = parser.parse_args()
-    options.output = options.output or pathlib.Path(f"results/benchmarks_{_platform()}")
-    return options
+    parser.add_argument("--output", type=pathlib.Path, help="results/benchmarks_cpu by default, or of another platform or oneDNN")
+    return parser
 
 
 def _platform():
@@ -133,7 +133,9 @@ def write_report(output: pathlib.Path) -> None:
     """Writes report.md from all cells in the output directory, those of earlier commands too."""
     results = [json.loads(path.read_text()) for path in sorted((output / "cells").glob("*.json"))]
     modules = {row: importlib.import_module(row) for row in ROWS}
-    (output / "report.md").write_text(report.text(results, modules))
+    whole = _parser().parse_args([])
+    cells = [cell for module in modules.values() for cell in module.cells(whole)]
+    (output / "report.md").write_text(report.text(results, modules, cells))
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ ffi::Error Contract(ffi::ThreadPool pool, Floats left, Floats right,
   const int64_t threads = std::max<int64_t>(1, pool.num_threads());
   const int64_t parts = std::min(batch, threads / std::gcd(threads, members));
   const bool sums = shape[kResult] == kRhs && parts > 1;
-  std::vector<float> part_sums(sums ? members * parts * window : 0);
+  std::vector<float> part_sums;
   auto task = [&](int64_t index) {
     const int64_t member = index / parts, part = index % parts;
     const int64_t begin = part * batch / parts, end = (part + 1) * batch / parts;
@@ -233,6 +233,7 @@ ffi::Error Contract(ffi::ThreadPool pool, Floats left, Floats right,
                 out + (out_member * batch + begin) * out_example);
   };
   try {
+    part_sums.resize(sums ? members * parts * window : 0);
     InParallel(pool, threads, members * parts, task);
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("oneDNN: ") + error.what());

@@ -15,6 +15,7 @@ import importlib.metadata
 import os
 import pathlib
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +54,8 @@ def is_built() -> bool:
 def supports(convolution) -> bool:
     """Whether oneDNN computes this convolution, as hwa_jax.conv describes it.
 
-    It must be two-dimensional and float32, NHWC * HWIO -> NHWC, without dilated input, batch groups
-    and negative padding. Strides, dilated windows and feature groups are free.
+    It must be two-dimensional and float32, NHWC * HWIO -> NHWC, without dilated input, batch groups,
+    negative padding and padding as wide as the window. Strides, dilated windows and feature groups are free.
     """
     structs = [getattr(convolution, role) for role in _ROLES]
     if len(structs[0].shape) != 4:
@@ -65,7 +66,7 @@ def supports(convolution) -> bool:
         and all(struct.dtype == jnp.float32 and struct.size > 0 for struct in structs)
         and set(convolution.option("lhs_dilation") or [1]) == {1}
         and convolution.option("batch_group_count") == 1
-        and min(map(min, _padding(convolution))) >= 0
+        and all(0 <= pad < reach for pads, reach in zip(_padding(convolution), _reach(convolution)) for pad in pads)
     )
 
 
@@ -112,7 +113,10 @@ def _installed(package, path):
         files = importlib.metadata.files(package)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(f"{package} is not installed: run `make onednn`") from None
-    return pathlib.Path(next(file.locate() for file in files if file.match(path))).resolve()
+    found = next((file.locate() for file in files or () if file.match(path)), None)
+    if found is None:
+        raise UserError(f"{package} has no {path}: install it again, run `make onednn`")
+    return pathlib.Path(found).resolve()
 
 
 @functools.cache
@@ -148,10 +152,14 @@ def _padding(convolution):
     padding = convolution.option("padding")
     if not isinstance(padding, str):
         return padding
-    dilation = convolution.option("rhs_dilation") or (1, 1)
-    window = [1 + (size - 1) * step for size, step in zip(convolution.rhs.shape, dilation)]
     strides = convolution.option("window_strides")
-    return lax.padtype_to_pads(convolution.lhs.shape[1:3], window, strides, padding)
+    return lax.padtype_to_pads(convolution.lhs.shape[1:3], _reach(convolution), strides, padding)
+
+
+def _reach(convolution):
+    """Height and width of the dilated window."""
+    dilation = convolution.option("rhs_dilation") or (1, 1)
+    return [1 + (size - 1) * step for size, step in zip(convolution.rhs.shape, dilation)]
 
 
 def _members(sizes, carried):
@@ -164,3 +172,10 @@ def _members(sizes, carried):
     own = [size if carries else 1 for size, carries in zip(sizes, carried)]
     members = np.arange(np.prod(own, dtype=np.int64)).reshape(own)
     return np.broadcast_to(members, sizes).flatten()
+
+
+if __name__ == "__main__":
+    try:
+        print(build())
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -121,12 +121,11 @@ def test_the_region_by_hand():
 
 
 def test_effects_of_the_page_by_hand():
-    """On the test split +1 and +3 points. On validation I = 8 is 10 points worse than I = 4 in both seeds: one of two settings is as good as the best."""
+    """On validation I = 8 is 10 points worse than I = 4 in both seeds: one of two settings is as good as the best."""
     about = {"schedule": "constant", "num_replicas": 2, "sync_period": 1, "diverged": None}
     windows = [{"window_size": 4, "stride": 1, "accuracy": 0.9}, {"window_size": 8, "stride": 1, "accuracy": 0.8}]
     cells = [about | {"seed": seed, "windows": windows, "test": {"outer": 0.8, "base": base, "chosen": 0.9}} for seed, base in ((0, 0.81), (1, 0.83))]
-    gain, share = effects([*cells, about | {"seed": 2, "windows": [], "diverged": "at step 3"}])
-    assert gain.text.startswith("K=2, H=1: average over the default I") and (gain.effect.mean, gain.effect.n) == (pytest.approx(2.0), 2)
+    (share,) = effects([*cells, about | {"seed": 2, "windows": [], "diverged": "at step 3"}])
     assert (share.text, share.setting, share.effect.mean, share.effect.n) == ("settings as good as the best, 1 of 2", "constant", 50.0, 2)
     assert share.verdict == "not judged"
 

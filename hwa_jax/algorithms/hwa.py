@@ -16,6 +16,7 @@ K = 1 is offline averaging alone, I = 1 is online averaging alone, both 1 is the
 """
 
 import functools
+import json
 import logging
 import math
 import os
@@ -130,13 +131,15 @@ def communication(setup: Setup, state: TrainState) -> dict[str, int]:
 
 
 def _require_same_replicas(finished, setup):
-    """Results of another number of replicas are not what was asked for."""
-    stored = finished["config"]["hwa"]["num_replicas"]
-    if stored != setup.num_replicas:
-        raise UserError(
-            f"hwa.num_replicas={setup.num_replicas}: the run is finished, with {stored}: give a longer training.duration to go on with "
-            "another number, or choose another --workdir"
-        )
+    """Results of other replicas are not what was asked for."""
+    stored, asked = finished["config"]["hwa"], setup.config.hwa.to_dict()
+    for field in ("num_replicas", "replica_weights", "replica_batch_sizes"):
+        # JSON has lists; results of an earlier version do not have every field.
+        if json.dumps(stored.get(field, ())) != json.dumps(asked[field]):
+            raise UserError(
+                f"hwa.{field}={asked[field]}: the run is finished, with {stored.get(field, ())}: give a longer training.duration to go on with "
+                "another value, or choose another --workdir"
+            )
 
 
 class _Hwa:
@@ -212,8 +215,9 @@ class _Hwa:
         """The replicas one step before, since at a synchronization they have just been made equal."""
         state = self._session.without_lost(done - 1, state)
         with self._evaluating(state):
+            batch_stats, _ = self._setup.recalibrate(state.params, state.batch_stats, stacked=True)
             self._inner_metrics = {
-                name: average_metrics(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
+                name: average_metrics(self._setup.evaluator.stacked(state.params, batch_stats, split))
                 for name, split in self._curve_splits.items()
             }
         return state

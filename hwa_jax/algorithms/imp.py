@@ -26,7 +26,7 @@ from hwa_jax.training import processes
 from hwa_jax.training.sparse_setup import SparseSetup, prepare
 from hwa_jax.training.step import TrainState
 from hwa_jax.training.together import Algorithm, alone
-from hwa_jax.training.weights import Weights
+from hwa_jax.training.weights import Weights, recalibrated
 
 # What makes the configuration of SWAMP one of IMP.
 FIELDS = {"num_particles": 1, "swa": False, "rewind": "ticket"}
@@ -74,5 +74,5 @@ def train_one(run: PruningRun, cycle: int, ticket: TrainState, mask: Any) -> Alg
     if solution is None:
         trained = yield from run.train_particles(cycle, 1, ticket, mask)
         [weights] = particles.unstack(processes.to_host(Weights(trained.state.params, trained.state.batch_stats)))
-        solution = run.store(trained, weights)
+        solution = run.store(trained, recalibrated(trained.setup, *particles.put(weights, trained.setup.replicated)))
     return solution

@@ -110,12 +110,12 @@ def find_solution(run: PruningRun, trained: Trained) -> Solution:
 
 
 def particle_weights(trained: Trained) -> list[Weights]:
-    """Each particle's SWA average, its BatchNorm statistics computed anew; without SWA its last weights."""
+    """Each particle's SWA average, without SWA its last weights; BatchNorm statistics computed anew."""
     setup, state = trained.setup, trained.state
     params = state.params if setup.swa is None else setup.swa.value(state.ema)
     stacked = processes.to_host(Weights(params, state.batch_stats))
     weights = [particles.put(one, setup.replicated) for one in particles.unstack(stacked)]
-    return weights if setup.swa is None else [recalibrated(setup, *one) for one in weights]
+    return [recalibrated(setup, *one) for one in weights]
 
 
 def average_of(trained: Trained, found: Sequence[Weights]) -> Weights:

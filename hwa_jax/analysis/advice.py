@@ -196,7 +196,7 @@ def swamp_seconds(job: Job, num_particles: int, sparsity: float) -> float:
 def _replicas(num_replicas):
     if num_replicas == 1:
         return "one replica is offline averaging alone: no communication, and at equal compute it was the better one with 10,000 images"
-    beyond = "" if num_replicas == 2 else "; the results have K = 2 alone, so run K = 2 beside it"
+    beyond = "" if num_replicas == 2 else "; the sweeps up to K = 4 are at equal steps alone, so run K = 2 beside it"
     return ("each replica costs a whole training: with K = 2 and SGD +1.29 ± 0.89 points over plain at equal steps, +0.14 ± 0.43 at equal "
             f"compute{beyond}")
 

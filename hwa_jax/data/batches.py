@@ -125,7 +125,7 @@ def epoch_indices(
         >>> epoch_indices(jax.random.key(0), 0, 0, num_examples=100, batch_size=16).shape
         (6, 16)
         >>> epoch_indices(jax.random.key(0), 1, 0, num_examples=8, batch_size=4, num_particles=2, distinct=(4, 2)).tolist()
-        [[6, 7, 6, 7], [0, 1, 0, 1]]
+        [[5, 3, 5, 3], [1, 0, 1, 0]]
     """
     steps = steps_per_epoch(num_examples, batch_size, num_particles, data_mode)
     epoch_key = jax.random.fold_in(jax.random.fold_in(key, particle), epoch)

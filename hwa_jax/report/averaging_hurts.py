@@ -103,14 +103,14 @@ def effects(cells: Sequence[Mapping]) -> list[Effect]:
 
     Returns:
         What averaging costs in test accuracy, points, and in test loss, thousandths of a nat: positive where the average is worse, and where it is worse by more
-        without HWA.
+        without HWA. Its cost in HWA speaks neither for nor against H5, and has another name.
     """
     found = []
     for cost, (measure, unit) in _COSTS.items():
         for subject, case, ours, alone in _with_twins(cells, measure):
             found += [
                 Effect("H5", f"{case}, offline averaging alone: {cost} of averaging", subject, mean_ci(alone.values()), unit),
-                Effect("H5", f"{case}, HWA: {cost} of averaging", subject, mean_ci(ours.values()), unit),
+                Effect("HWA", f"{case}, HWA: {cost} of averaging", subject, mean_ci(ours.values()), unit),
                 Effect("H5", f"{case}: {cost} of averaging, alone - HWA", subject, paired_difference(alone, ours), unit),
             ]
     return found

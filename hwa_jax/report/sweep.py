@@ -100,26 +100,21 @@ def _range(values):
 
 
 def effects(cells: Sequence[Mapping]) -> list[Effect]:
-    """H6 on the page of all claims: what the average over the configuration's I gains on the test split, and how wide the region of the best is.
+    """H6 on the page of all claims: how wide the region of the best is.
 
     Args:
         cells: as in `write_sweep`.
 
     Returns:
-        At every schedule, K and H the difference to the last outer weights; and per schedule the share of settings as good as the best,
-        which has no interval and is not judged.
+        Per schedule the share of settings as good as the best, which has no interval and is not judged.
     """
-    gains = [
-        Effect("H6", f"K={num_replicas}, H={period}: average over the default I - outer weights", schedule, paired_difference(test["base"], test["outer"]), "points")
-        for (schedule, num_replicas, period), test in _test_accuracies(cells).items()
-    ]
     found, shares = accuracies(cells), []
     for schedule in dict.fromkeys(setting.schedule for setting in found):
         around = region(found, schedule)
         good, all_settings = len(around.settings), len(around.differences)
         share = Interval(100 * good / all_settings, math.nan, len(found[around.best]))
         shares.append(Effect("H6", f"settings as good as the best, {good} of {all_settings}", schedule, share, "%"))
-    return [*gains, *shares]
+    return shares
 
 
 def _effects(found, window_size):

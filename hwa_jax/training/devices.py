@@ -54,6 +54,9 @@ def replica_mesh(config: ConfigDict) -> Mesh:
         fitting = hwa.data_parallel * math.gcd(hwa.num_replicas, groups)
         raise UserError(f"hwa.num_replicas={hwa.num_replicas}: must be a multiple of the {whole}; set num_devices to {fitting}, for example")
     devices = jax.devices()[:wanted]
+    local = jax.local_device_count()
+    if jax.process_count() > 1 and local % hwa.data_parallel and hwa.data_parallel % local:
+        raise UserError(f"hwa.data_parallel={hwa.data_parallel}: must divide the {local} devices of a process, or be a multiple of them")
     if hwa.data_parallel == 1:
         return particles.device_mesh(devices)
     axis_types = (AxisType.Auto, AxisType.Auto)
@@ -78,6 +81,9 @@ def particle_mesh(config: ConfigDict, num_particles: int) -> Mesh:
     by_process = collections.defaultdict(list)
     for device in jax.devices():
         by_process[device.process_index].append(device)
+    if len({len(devices) for devices in by_process.values()}) > 1:
+        counts = ", ".join(str(len(devices)) for devices in by_process.values())
+        raise UserError(f"processes have {counts} devices: SWAMP needs as many in each; give all the same, by CUDA_VISIBLE_DEVICES for example")
     chosen = np.array([devices[:each] for _, devices in sorted(by_process.items())]).reshape(groups, copies, each)
     devices = chosen.transpose(0, 2, 1).reshape(groups * each, copies)
     return Mesh(devices, ("device", _COPY), axis_types=(AxisType.Auto, AxisType.Auto))
