@@ -36,7 +36,7 @@ conv-lowerings: .venv/base.stamp  ## Measure the table of convolution lowerings 
 	@$(BIN)/python benchmarks/conv_lowerings.py
 
 onednn: .venv/onednn.stamp  ## Build oneDNN's convolutions for CPUs; HWA_JAX_CONV=onednn switches them on
-	@$(BIN)/python -m hwa_jax.onednn
+	@$(BIN)/python -c "from hwa_jax import onednn; onednn.main()"
 
 docs: .venv/docs.stamp  ## Build the documentation site; build/docs/index.html
 	@$(BIN)/python -m sphinx -W --keep-going -q docs build/docs

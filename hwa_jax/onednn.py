@@ -54,8 +54,8 @@ def is_built() -> bool:
 def supports(convolution) -> bool:
     """Whether oneDNN computes this convolution, as hwa_jax.conv describes it.
 
-    It must be two-dimensional and float32, NHWC * HWIO -> NHWC, without dilated input, batch groups,
-    negative padding and padding as wide as the window. Strides, dilated windows and feature groups are free.
+    It must be two-dimensional and float32, NHWC * HWIO -> NHWC, without dilated input, batch groups
+    and negative padding. Strides, dilated windows and feature groups are free.
     """
     structs = [getattr(convolution, role) for role in _ROLES]
     if len(structs[0].shape) != 4:
@@ -66,7 +66,7 @@ def supports(convolution) -> bool:
         and all(struct.dtype == jnp.float32 and struct.size > 0 for struct in structs)
         and set(convolution.option("lhs_dilation") or [1]) == {1}
         and convolution.option("batch_group_count") == 1
-        and all(0 <= pad < reach for pads, reach in zip(_padding(convolution), _reach(convolution)) for pad in pads)
+        and min(map(min, _padding(convolution))) >= 0
     )
 
 
@@ -100,6 +100,14 @@ def build() -> pathlib.Path:
     except FileNotFoundError:
         raise UserError("g++ is not installed: oneDNN's convolutions are compiled with it") from None
     return library
+
+
+def main() -> None:
+    """`build` as a command: prints the path, or one line that says what is missing."""
+    try:
+        print(build())
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def _library():
@@ -152,14 +160,10 @@ def _padding(convolution):
     padding = convolution.option("padding")
     if not isinstance(padding, str):
         return padding
-    strides = convolution.option("window_strides")
-    return lax.padtype_to_pads(convolution.lhs.shape[1:3], _reach(convolution), strides, padding)
-
-
-def _reach(convolution):
-    """Height and width of the dilated window."""
     dilation = convolution.option("rhs_dilation") or (1, 1)
-    return [1 + (size - 1) * step for size, step in zip(convolution.rhs.shape, dilation)]
+    window = [1 + (size - 1) * step for size, step in zip(convolution.rhs.shape, dilation)]
+    strides = convolution.option("window_strides")
+    return lax.padtype_to_pads(convolution.lhs.shape[1:3], window, strides, padding)
 
 
 def _members(sizes, carried):
@@ -172,10 +176,3 @@ def _members(sizes, carried):
     own = [size if carries else 1 for size, carries in zip(sizes, carried)]
     members = np.arange(np.prod(own, dtype=np.int64)).reshape(own)
     return np.broadcast_to(members, sizes).flatten()
-
-
-if __name__ == "__main__":
-    try:
-        print(build())
-    except UserError as error:
-        sys.exit(f"error: {error}")
