@@ -10,9 +10,24 @@ Result: results/landscape_fashion_mnist/report.md, of CNN-S; ResNet-8 was not ru
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms.landscape_comparison import default_study
+from hwa_jax.errors import UserError
+
+_ARCHITECTURES = {
+    "cnn_s": {"base": {"model": {"name": "cnn_s"}}, "pruning": {"model": {"name": "cnn_s"}}},
+    "resnet8": {
+        "base": {"model": {"name": "resnet8", "norm": "batch"}, "training": {"duration": "199 steps"}, "hwa": {"window_size": 3, "recalibration_examples": 250}},
+        "pruning": {
+            "model": {"name": "resnet8", "norm": "batch"}, "training": {"duration": "2 epochs"},
+            "swamp": {"ticket_duration": "1 epoch", "swa_period": "10 steps", "recalibration_examples": 250},
+        },
+        "instruments": {"examples": 250, "curvature_examples": 64, "positions": 5, "hull_points": 12, "samples": 4, "iterations": 6},
+    },
+}
 
 
 def get_config(architecture="cnn_s"):
+    if architecture not in _ARCHITECTURES:
+        raise UserError(f"{architecture}: write one of {', '.join(_ARCHITECTURES)} behind the colon")
     config = default_study()
     config.title = "Averages in the loss landscape of Fashion-MNIST"
     config.description = (
@@ -34,16 +49,5 @@ def get_config(architecture="cnn_s"):
     config.pruning.swamp.update({
         "num_particles": 3, "fraction": 0.64, "target_sparsity": 0.85, "ticket_duration": "2 epochs", "swa_start": "50%", "gate_fraction": 0.0,
     })
-    architectures = {
-        "cnn_s": {"base": {"model": {"name": "cnn_s"}}, "pruning": {"model": {"name": "cnn_s"}}},
-        "resnet8": {
-            "base": {"model": {"name": "resnet8", "norm": "batch"}, "training": {"duration": "199 steps"}, "hwa": {"window_size": 3, "recalibration_examples": 250}},
-            "pruning": {
-                "model": {"name": "resnet8", "norm": "batch"}, "training": {"duration": "2 epochs"},
-                "swamp": {"ticket_duration": "1 epoch", "swa_period": "10 steps", "recalibration_examples": 250},
-            },
-            "instruments": {"examples": 250, "curvature_examples": 64, "positions": 5, "hull_points": 12, "samples": 4, "iterations": 6},
-        },
-    }
-    config.architectures = ConfigDict({architecture: architectures[architecture]})
+    config.architectures = ConfigDict({architecture: _ARCHITECTURES[architecture]})
     return config

@@ -5,31 +5,17 @@
 Interrupted, the same command continues; trainings that have finished are not run again.
 """
 
-from absl import flags
-from ml_collections import config_flags
-
 from hwa_jax.algorithms import hwa_comparison, hwa_tuning
 from hwa_jax.report.comparison import write_comparison
 from hwa_jax.report.comparison_tables import summary_table
 from hwa_jax.training import program
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, see configs/compare_*.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory for figures, tables and plots")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "start over, deleting what --workdir holds")
-flags.mark_flags_as_required(["config", "workdir"])
 
-
-def main() -> None:
-    config, directory = _CONFIG.value, _WORKDIR.value
-    program.enable_compilation_cache(f"{directory}.compiled")
-    cells = hwa_comparison.run(config, directory, overwrite=_OVERWRITE.value)
+def report(config, directory, cells, meta):
     tuned = hwa_tuning.tuned(directory)
-    report = write_comparison(cells, directory, title=config.title, tuning=tuned["grid"], meta={
-        "description": config.description, "command": program.command_line(), "chosen by tuning": tuned["chosen"],
-    })
-    print(summary_table(cells))
-    print(f"\nreport with plots: {report}")
+    meta = meta | {"chosen by tuning": tuned["chosen"]}
+    return write_comparison(cells, directory, title=config.title, tuning=tuned["grid"], meta=meta), summary_table(cells)
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run_study(hwa_comparison.run, report)

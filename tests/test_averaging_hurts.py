@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import averaging_hurts, hwa
 from hwa_jax.errors import UserError
-from hwa_jax.report.averaging_hurts import alarms, alarms_table, case_table
+from hwa_jax.report.averaging_hurts import alarms, alarms_table, case_table, effects
 from pictures import decoded
 from programs import call, config_file
 from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
@@ -31,6 +31,7 @@ def tiny():
         "apart": {"training": {"duration": "13 steps"}, "hwa": {"num_replicas": 2, "sync_period": "4 steps"}},
         "stale": {"model": {"norm": "batch"}},
     })
+    config.alone = ("apart",)
     return config
 
 
@@ -57,12 +58,11 @@ def cell_of(cells, case, subject="yours"):
 def test_the_report_and_its_plots(ended, directory):
     assert ended.code == 0 and "right silence" in ended.stdout
     text = (directory / "report.md").read_text()
-    for subject in ("mine", "yours"):
-        for name in ("gap", "sizes", "ends"):
-            assert f"]({name}_{subject}.png)" in text
-            assert 0.01 < (decoded(directory / f"{name}_{subject}.png") < 250).any(axis=2).mean() < 0.9
+    for name in ("exposure", *(f"{name}_{subject}" for name in ("gap", "sizes", "ends") for subject in ("mine", "yours"))):
+        assert f"]({name}.png)" in text
+        assert 0.01 < (decoded(directory / f"{name}.png") < 250).any(axis=2).mean() < 0.9
     assert "## yours, for judging" in text and "standard errors of the paired gap" in text
-    assert len(json.loads((directory / "results.json").read_text())["cells"]) == 8
+    assert len(json.loads((directory / "results.json").read_text())["cells"]) == 10
 
 
 def test_what_is_true_is_measured_on_the_test_split(cells, tmp_path):
@@ -83,7 +83,10 @@ def test_cases_differ_from_the_base_as_they_say(cells):
     assert averaging_hurts.training_of(tiny(), "yours", "early", 0).optimizer.learning_rate == 0.01
     apart = averaging_hurts.training_of(tiny(), "mine", "apart", 7)
     assert (apart.training.duration, apart.training.batch_size, apart.seed) == ("13 steps", 30, 7)
-    assert cell_of(cells, "apart")["replicas"] is not None and cell_of(cells, "healthy")["replicas"] is None
+    alone = averaging_hurts.training_of(tiny(), "yours", "apart alone", 0)
+    assert (alone.hwa.num_replicas, alone.training.duration, alone.hwa.sync_period) == (1, "13 steps", "4 steps")
+    assert cell_of(cells, "apart")["replicas"] is not None and cell_of(cells, "apart alone")["replicas"] is None
+    assert cell_of(cells, "healthy")["replicas"] is None
     assert cell_of(cells, "stale")["pushes"][-1]["test_stale_gap"] is not None and cell_of(cells, "early")["pushes"][-1]["test_stale_gap"] is None
 
 
@@ -115,6 +118,24 @@ def test_alarms_are_counted_by_what_is_true():
     assert table.count("all for judging") == 3
 
 
+def priced(case, seed, latest, average):
+    return {"subject": "s", "case": case, "seed": seed, "accuracy": {"latest": latest, "average": average}}
+
+
+def test_what_averaging_costs_with_and_without_replicas():
+    """Alone 4 and 6 points, in HWA 1 and 2: less by 3 and 4."""
+    cells = [
+        priced("early", 0, 0.80, 0.79), priced("early", 1, 0.80, 0.78), priced("early alone", 0, 0.70, 0.66), priced("early alone", 1, 0.70, 0.64),
+        priced("healthy", 0, 0.8, 0.9), priced("healthy", 1, 0.8, 0.9),
+    ]
+    alone, ours, less = effects(cells)
+    assert [effect.effect.mean for effect in (alone, ours, less)] == pytest.approx([5.0, 1.5, 3.5])
+    assert "alone: latest" in alone.text and "HWA: latest" in ours.text and {(e.claim, e.setting, e.effect.n) for e in (alone, ours, less)} == {("H5", "s", 2)}
+    # 12.706 * 0.7071 / sqrt(2) = 6.35 points: two seeds do not show it.
+    assert less.effect.half_width == pytest.approx(6.35, abs=0.01) and less.verdict == "not shown"
+    assert effects(cells[:2]) == []
+
+
 def test_one_seed_has_no_interval(cells):
     assert "(n=1)" in case_table(cells) and "nan" not in case_table(cells)
 
@@ -122,6 +143,7 @@ def test_one_seed_has_no_interval(cells):
 @pytest.mark.parametrize("change, message", [
     (lambda config: config.subjects.mine.update(role="guessing"), "subjects.mine.role='guessing': give one of setting, judging"),
     (lambda config: config.subjects.mine.update(seeds=(0,)), "seed 0 is for setting thresholds and for judging them"),
+    (lambda config: config.update(alone=("erly",)), "alone='erly': give some of apart, early, healthy, stale"),
     (lambda config: config.base.evaluation.update(averaging_health=False), "the watch to be on"),
 ])
 def test_studies_that_do_not_fit(tmp_path, change, message):

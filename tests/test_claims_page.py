@@ -86,19 +86,26 @@ def test_one_seed_is_not_judged(tmp_path):
 
 def test_cases_that_hurt_and_a_sweep(tmp_path):
     hurt = [
-        {"case": case, "subject": "digits_cnn", "seed": seed, "accuracy": {"latest": 0.9 + JITTER[seed], "average": 0.9 - loss}}
-        for case, loss in (("healthy", -0.01), ("early", 0.05), ("stale", 0.05), ("decay", 0.0)) for seed in range(3)
+        {"case": case, "subject": "fashion_mnist_cnn", "seed": seed, "accuracy": {"latest": 0.9 + JITTER[seed], "average": 0.9 - loss}}
+        for case, loss in (("healthy", -0.01), ("early", 0.0), ("early alone", 0.05), ("stale", 0.05)) for seed in range(3)
     ]
+    windows = [{"window_size": size, "stride": 1, "accuracy": accuracy} for size, accuracy in ((1, 0.8), (2, 0.9))]
     swept = [
-        {"num_replicas": 2, "sync_period": 10, "schedule": "constant", "seed": seed, "windows": windows, "test": {"outer": 0.8, "base": 0.82 + JITTER[seed]}}
-        for seed, windows in ((0, [{}]), (1, [{}]), (2, []))
+        {"num_replicas": 2, "sync_period": 10, "schedule": "constant", "seed": seed, "windows": windows, "diverged": None,
+         "test": {"outer": 0.8, "base": 0.82 + JITTER[seed]}}
+        for seed in range(2)
     ]
     write(tmp_path, "averaging_hurts", hurt)
     write(tmp_path, "sweep_digits", swept)
     found = {row.claim: row for row in rows(tmp_path)}
-    assert found["H5"].example.startswith("early: latest - average: +5.00") and (found["H5"].count, found["H5"].verdict) == ("1 of 2", "partly")
-    # What diverged, the third, has no windows and does not count.
-    assert found["H6"].n == "2" and "K=2, H=10: average over the default I - outer weights: +2.05" in found["H6"].example
+    # Alone 5 points, in HWA none.
+    assert found["H5"].example.startswith("early, offline averaging alone: latest - average: +5.00")
+    assert "; early: what averaging costs, alone - HWA: +5.00" in found["H5"].example and (found["H5"].count, found["H5"].verdict) == ("2 of 3", "partly")
+    # The share of settings has no interval and is not counted.
+    assert found["H6"].example == (
+        "K=2, H=10: average over the default I - outer weights: +2.05 ± 0.64 points; settings as good as the best, 1 of 2: +50.00 %"
+    )
+    assert (found["H6"].n, found["H6"].count) == ("2", "1 of 1")
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.5, ("3 of 3", "reproduced")), (2.0, ("2 of 3", "partly"))])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hwa_jax.algorithms import hwa, hwa_sweep
 from hwa_jax.errors import UserError
 from hwa_jax.report.heat_maps import HeatMap, heat_map
-from hwa_jax.report.sweep import Setting, accuracies, best_table, region, write_sweep
+from hwa_jax.report.sweep import Setting, accuracies, best_table, effects, region, write_sweep
 from hwa_jax.training.weights import recalibrated
 from pictures import decoded
 from programs import call, config_file
@@ -118,6 +118,17 @@ def test_the_region_by_hand():
     outside, inside = POINT._replace(window_size=2), POINT._replace(window_size=8)
     found = region({POINT: {0: 90.0, 1: 92.0}, outside: {0: 89.0, 1: 91.0}, inside: {0: 90.0, 1: 90.0}}, "constant")
     assert found.best == POINT and [found.contains(s) for s in (POINT, outside, inside)] == [True, False, True]
+
+
+def test_effects_of_the_page_by_hand():
+    """On the test split +1 and +3 points. On validation I = 8 is 10 points worse than I = 4 in both seeds: one of two settings is as good as the best."""
+    about = {"schedule": "constant", "num_replicas": 2, "sync_period": 1, "diverged": None}
+    windows = [{"window_size": 4, "stride": 1, "accuracy": 0.9}, {"window_size": 8, "stride": 1, "accuracy": 0.8}]
+    cells = [about | {"seed": seed, "windows": windows, "test": {"outer": 0.8, "base": base, "chosen": 0.9}} for seed, base in ((0, 0.81), (1, 0.83))]
+    gain, share = effects([*cells, about | {"seed": 2, "windows": [], "diverged": "at step 3"}])
+    assert gain.text.startswith("K=2, H=1: average over the default I") and (gain.effect.mean, gain.effect.n) == (pytest.approx(2.0), 2)
+    assert (share.text, share.setting, share.effect.mean, share.effect.n) == ("settings as good as the best, 1 of 2", "constant", 50.0, 2)
+    assert share.verdict == "not judged"
 
 
 def test_settings_without_all_seeds_are_not_the_best():

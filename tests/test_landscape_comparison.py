@@ -4,6 +4,7 @@ import json
 
 import pytest
 from ml_collections import ConfigDict
+from programs import ROOT, call
 from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
 
 from hwa_jax.algorithms import landscape_comparison
@@ -125,6 +126,14 @@ def small_study():
         "mlp": {"instruments": {"examples": 60, "curvature_examples": 40, "positions": 3, "hull_points": 5, "samples": 2, "iterations": 3}},
     })
     return config
+
+
+def test_an_unknown_network_is_one_clear_line(tmp_path):
+    ended = call("compare_landscape.py", f"--config={ROOT}/configs/compare_landscape.py:resnet9", f"--workdir={tmp_path}/run")
+    assert (ended.code, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("error: flag --config=") and line.endswith("resnet9: write one of cnn_s, resnet8 behind the colon")
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_groups_are_refused(tmp_path):

@@ -83,6 +83,7 @@ def test_wrong_alignment_is_refused(align):
     [
         (Interval(91.236, 0.454, 5), "91.24 ± 0.45"),
         (Interval(91.236, math.nan, 1), "91.24 (n=1)"),
+        (Interval(91.236, math.nan, 3), "91.24"),
         (Interval(math.nan, math.nan, 3), "–"),
         (None, "–"),
     ],

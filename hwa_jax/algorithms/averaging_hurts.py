@@ -2,7 +2,8 @@
 
 A case is a change of the base configuration; a subject is a data set with its network, and a role: the thresholds of the
 watch were looked at on subjects for "setting", and are judged on those for "judging". All trainings run with the watch;
-what is true is measured afterwards on the test split, which the watch never sees, from the stored window.
+what is true is measured afterwards on the test split, which the watch never sees, from the stored window. Some cases are
+trained once more with one replica, which is offline averaging alone.
 """
 
 import functools
@@ -14,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import hwa, stored_run, window_choice
-from hwa_jax.algorithms.cells import finish_cells
+from hwa_jax.algorithms.cells import finish_study, new_study
 from hwa_jax.analysis.connectivity import path_metrics
 from hwa_jax.data import Split
 from hwa_jax.errors import UserError
@@ -25,10 +26,13 @@ from hwa_jax.training.environment import environment
 from hwa_jax.training.interruption import finished
 from hwa_jax.training.setup import Setup, prepare
 from hwa_jax.training.weights import Weights, recalibrated
-from hwa_jax.training.workdir import Workdir
 
 ROLES = ("setting", "judging")
-MAY_CHANGE = ("title", "description")
+# Behind the name of a case: with one replica.
+ALONE = " alone"
+
+# Fields that only add or remove trainings, so that finished ones stay valid.
+MAY_CHANGE = ("title", "description", "alone")
 
 
 def default_study() -> ConfigDict:
@@ -38,11 +42,7 @@ def default_study() -> ConfigDict:
         >>> sorted(default_study().cases)
         ['apart', 'decay', 'early', 'healthy', 'long', 'stale']
     """
-    config = ConfigDict()
-    config.title = "When averaging hurts"
-    config.description = ""
-    config.base = default_config().unlock()
-    config.base.logging.tensorboard = False
+    config = new_study("When averaging hurts", base=default_config())
     config.base.evaluation.averaging_health = True
     # All members, so that other windows can be averaged afterwards.
     config.base.hwa.keep_pushes = 10**6
@@ -67,6 +67,7 @@ def default_study() -> ConfigDict:
             "training": {"duration": "14.5 epochs"}, "optimizer": {"learning_rate": 0.1}, "hwa": {"num_replicas": 4, "sync_period": "20 epochs"},
         },
     })
+    config.alone = ("early", "long", "decay")  # cases that are trained with one replica too
     return config.lock()
 
 
@@ -79,9 +80,9 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         overwrite: start over.
 
     Returns:
-        One dictionary per subject, case and seed, with "pushes" (rows "health" of the log, and "test_gap", "test_gap_error",
-        "test_stale_gap" beside them), "by_size" (gap on the test split by window length), "path" (between the window's ends),
-        "accuracy" of latest, average, chosen average and the one with stale statistics on the test split, and "replicas", the
+        One dictionary per subject, "case" (with `ALONE` behind its name where there is one replica) and seed, with "pushes" (rows "health" of the
+        log, and "test_gap", "test_gap_error", "test_stale_gap" beside them), "by_size" (gap on the test split by window length), "path"
+        (between the window's ends), "accuracy" of latest, average, chosen average and the one with stale statistics on the test split, and "replicas", the
         last gap between mean and replicas.
 
     Raises:
@@ -89,19 +90,21 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         Interrupted: a signal stopped it.
     """
     _validate(config)
-    with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
-        workdir.record()
-        return finish_cells(workdir.path, {
-            f"{subject}-{case}-seed{seed}": functools.partial(_cell, config, subject, case, seed)
-            for subject, about in config.subjects.items() for seed in about.seeds for case in config.cases
-        })
+    cases = [*config.cases, *(f"{case}{ALONE}" for case in config.alone)]
+    planned = {
+        f"{subject}-{case.replace(' ', '_')}-seed{seed}": functools.partial(_cell, config, subject, case, seed)
+        for subject, about in config.subjects.items() for seed in about.seeds for case in cases
+    }
+    return finish_study(config, directory, planned, may_change=MAY_CHANGE, overwrite=overwrite)
 
 
 def training_of(config: ConfigDict, subject: str, case: str, seed: int) -> ConfigDict:
     """The configuration of one training of the study."""
     one = ConfigDict(config.base.to_dict())
-    for fields in (config.subjects[subject], config.cases[case]):
+    for fields in (config.subjects[subject], config.cases[case.removesuffix(ALONE)]):
         one.update({group: values for group, values in fields.items() if group not in ("role", "seeds")})
+    if case.endswith(ALONE):
+        one.hwa.num_replicas = 1
     one.seed = seed
     return one.lock()
 
@@ -109,6 +112,9 @@ def training_of(config: ConfigDict, subject: str, case: str, seed: int) -> Confi
 def _validate(config):
     if not config.subjects or not config.base.evaluation.averaging_health:
         raise UserError("subjects, base.evaluation.averaging_health: the study needs a subject, and the watch to be on")
+    for case in config.alone:
+        if case not in config.cases:
+            raise UserError(f"alone={case!r}: give some of {', '.join(config.cases)}")
     for name, about in config.subjects.items():
         if about.role not in ROLES:
             raise UserError(f"subjects.{name}.role={about.role!r}: give one of {', '.join(ROLES)}")

@@ -1,4 +1,4 @@
-"""Many trainings, one JSON file of figures each: a finished one is not made again."""
+"""Studies: many trainings, one JSON file of figures each; a finished one is not made again."""
 
 import logging
 import pathlib
@@ -6,10 +6,54 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from hwa_jax.storage import atomic
-from hwa_jax.training.workdir import read_json
+from hwa_jax.training.workdir import Workdir, read_json
 
 _logger = logging.getLogger(__name__)
+
+
+def new_study(title: str, **bases: ConfigDict) -> ConfigDict:
+    """The fields that every study has: title, description, and the configurations of its trainings, which log no TensorBoard files.
+
+    Args:
+        title: of its report.
+        **bases: field of the study -> configuration of a training.
+
+    Returns:
+        The configuration, not locked.
+
+    Example:
+        >>> from hwa_jax.training.config import default_config
+        >>> new_study("Sweep", base=default_config()).base.logging.tensorboard
+        False
+    """
+    config = ConfigDict({"title": title, "description": "", **bases})
+    for name in bases:
+        config[name].unlock().logging.tensorboard = False
+    return config
+
+
+def finish_study(
+    config: ConfigDict, directory: str | pathlib.Path, planned: Mapping[str, Callable[[pathlib.Path], Any]], *, may_change: Sequence[str],
+    overwrite: bool = False,
+) -> list[Any]:
+    """`finish_cells` in a directory that belongs to this configuration.
+
+    Args:
+        config: of the study.
+        directory: the work directory.
+        planned: as there.
+        may_change: fields that may differ from those of the call that began it.
+        overwrite: start over.
+
+    Raises:
+        UserError: as `Workdir` and `finish_cells`.
+    """
+    with Workdir(directory, config, "", overwrite=overwrite, may_change=may_change) as workdir:
+        workdir.record()
+        return finish_cells(workdir.path, planned)
 
 
 def finish_cells(directory: pathlib.Path, planned: Mapping[str, Callable[[pathlib.Path], Any]]) -> list[Any]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from hwa_jax.algorithms.cells import finish_groups
+from hwa_jax.algorithms.cells import finish_groups, new_study
 from hwa_jax.algorithms.hwa_cells import Trajectory, algorithm
 from hwa_jax.algorithms.hwa_tuning import training_of, tune
 from hwa_jax.errors import UserError
@@ -69,11 +69,7 @@ def default_comparison() -> ConfigDict:
         >>> default_comparison().trajectories
         ('plain', 'plain_xk', 'offline', 'offline_xk', 'hwa', 'lookahead', 'sam')
     """
-    config = ConfigDict()
-    config.title = "Comparison"
-    config.description = ""
-    config.base = default_config().unlock()
-    config.base.logging.tensorboard = False
+    config = new_study("Comparison", base=default_config())
     config.seeds = (0, 1, 2, 3, 4)
     config.seeds_at_once = 0  # trained as one program; 0: one on a CPU, elsewhere all, if the memory holds them
     config.tuning_seeds = (100,)  # never reported

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import hwa, window_choice
-from hwa_jax.algorithms.cells import finish_cells
+from hwa_jax.algorithms.cells import finish_study, new_study
 from hwa_jax.errors import Diverged, UserError
 from hwa_jax.training.config import default_config
 from hwa_jax.training.duration import Duration
@@ -20,7 +20,6 @@ from hwa_jax.training.environment import environment
 from hwa_jax.training.interruption import finished
 from hwa_jax.training.setup import prepare
 from hwa_jax.training.weights import recalibrated
-from hwa_jax.training.workdir import Workdir
 
 # Fields that only add or remove trainings, so that finished ones stay valid.
 MAY_CHANGE = ("title", "description", "seeds", "num_replicas", "sync_periods", "schedules")
@@ -33,11 +32,7 @@ def default_sweep() -> ConfigDict:
         >>> default_sweep().num_replicas
         (1, 2, 4)
     """
-    config = ConfigDict()
-    config.title = "Sweep of HWA"
-    config.description = ""
-    config.base = default_config().unlock()
-    config.base.logging.tensorboard = False
+    config = new_study("Sweep of HWA", base=default_config())
     # All members, so that other windows can be averaged afterwards.
     config.base.hwa.keep_pushes = 10**6
     config.seeds = (0, 1, 2)
@@ -68,15 +63,13 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         Interrupted: a signal stopped it.
     """
     _validate(config)
-    with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
-        workdir.record()
-        planned = {}
-        for seed, schedule, num_replicas in itertools.product(config.seeds, config.schedules, config.num_replicas):
-            # One replica synchronizes with nobody.
-            for period in config.sync_periods if num_replicas > 1 else ("1 epoch",):
-                name = f"k{num_replicas}-h{period.replace(' ', '_')}-{schedule}-seed{seed}"
-                planned[name] = functools.partial(_cell, config, training_of(config, num_replicas, period, schedule, seed))
-        return finish_cells(workdir.path, planned)
+    planned = {}
+    for seed, schedule, num_replicas in itertools.product(config.seeds, config.schedules, config.num_replicas):
+        # One replica synchronizes with nobody.
+        for period in config.sync_periods if num_replicas > 1 else ("1 epoch",):
+            name = f"k{num_replicas}-h{period.replace(' ', '_')}-{schedule}-seed{seed}"
+            planned[name] = functools.partial(_cell, config, training_of(config, num_replicas, period, schedule, seed))
+    return finish_study(config, directory, planned, may_change=MAY_CHANGE, overwrite=overwrite)
 
 
 def training_of(config: ConfigDict, num_replicas: int, sync_period: str, schedule: str, seed: int) -> ConfigDict:

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import hwa, swamp
-from hwa_jax.algorithms.cells import finish_cells
+from hwa_jax.algorithms.cells import finish_study, new_study
 from hwa_jax.algorithms.stored_weights import open_weights
 from hwa_jax.analysis import studies
 from hwa_jax.analysis.studies import Subject
@@ -25,7 +25,6 @@ from hwa_jax.training.config import default_config, default_swamp_config
 from hwa_jax.training.environment import environment
 from hwa_jax.training.interruption import finished
 from hwa_jax.training.weights import Weights
-from hwa_jax.training.workdir import Workdir
 
 MAY_CHANGE = ("title", "description", "seeds")
 
@@ -37,12 +36,7 @@ def default_study() -> ConfigDict:
         >>> default_study().instruments.positions
         11
     """
-    config = ConfigDict()
-    config.title = "Averages in the loss landscape"
-    config.description = ""
-    config.base, config.pruning = default_config().unlock(), default_swamp_config().unlock()
-    for base in (config.base, config.pruning):
-        base.logging.tensorboard = False
+    config = new_study("Averages in the loss landscape", base=default_config(), pruning=default_swamp_config())
     config.seeds = (0, 1, 2)
     # Name -> fields of "base", "pruning" and "instruments" that are its own.
     config.architectures = ConfigDict()
@@ -76,13 +70,11 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         Interrupted: a signal stopped it.
     """
     _validate(config)
-    with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
-        workdir.record()
-        studied = {"hwa": _hwa_levels, "swamp": _swamp_levels}
-        return finish_cells(workdir.path, {
-            f"{study}-{name}-seed{seed}": functools.partial(_cell, config, study, make, name, seed)
-            for name in config.architectures for study, make in studied.items() for seed in config.seeds
-        })
+    planned = {
+        f"{study}-{name}-seed{seed}": functools.partial(_cell, config, study, make, name, seed)
+        for name in config.architectures for study, make in (("hwa", _hwa_levels), ("swamp", _swamp_levels)) for seed in config.seeds
+    }
+    return finish_study(config, directory, planned, may_change=MAY_CHANGE, overwrite=overwrite)
 
 
 def _validate(config):

@@ -23,6 +23,7 @@ import jax
 from ml_collections import ConfigDict
 
 from hwa_jax import particles
+from hwa_jax.algorithms.cells import new_study
 from hwa_jax.algorithms.stored_run import SPLITS
 from hwa_jax.algorithms.swamp_methods import PrunedRun, algorithm, fields_of
 from hwa_jax.analysis.connectivity import paths
@@ -53,11 +54,7 @@ def default_comparison() -> ConfigDict:
         >>> default_comparison().base.swamp.num_particles
         4
     """
-    config = ConfigDict()
-    config.title = "Comparison"
-    config.description = ""
-    config.base = default_swamp_config().unlock()
-    config.base.logging.tensorboard = False
+    config = new_study("Comparison", base=default_swamp_config())
     config.seeds = (0, 1, 2)
     config.seeds_at_once = 0  # trained as one program, method by method; 0: one on a CPU, elsewhere all, if the memory holds them
     config.tuning_seeds = (100,)  # never reported

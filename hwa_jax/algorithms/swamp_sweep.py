@@ -7,13 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms import swamp
-from hwa_jax.algorithms.cells import finish_cells
+from hwa_jax.algorithms.cells import finish_study, new_study
 from hwa_jax.errors import Diverged, UserError
 from hwa_jax.training.config import default_swamp_config
 from hwa_jax.training.environment import environment
 from hwa_jax.training.interruption import finished
 from hwa_jax.training.sparse_setup import prepare
-from hwa_jax.training.workdir import Workdir
 
 # Fields that only add or remove trainings, so that finished ones stay valid.
 MAY_CHANGE = ("title", "description", "seeds", "sparse_from", *(f"axes.{name}" for name in default_swamp_config().swamp))
@@ -27,11 +26,7 @@ def default_sweep() -> ConfigDict:
         >>> default_sweep().axes.num_particles
         (1, 2, 8)
     """
-    config = ConfigDict()
-    config.title = "Sweep of SWAMP"
-    config.description = ""
-    config.base = default_swamp_config().unlock()
-    config.base.logging.tensorboard = False
+    config = new_study("Sweep of SWAMP", base=default_swamp_config())
     config.seeds = (0, 1, 2)
     config.sparse_from = 0.8  # levels from this sparsity on count in the report
     config.axes = ConfigDict({
@@ -59,16 +54,14 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         Interrupted: a signal stopped it.
     """
     _validate(config)
-    with Workdir(directory, config, "", overwrite=overwrite, may_change=MAY_CHANGE) as workdir:
-        workdir.record()
-        planned = {}
-        for seed in config.seeds:
-            planned[f"{BASE}-seed{seed}"] = functools.partial(_cell, config, BASE, None, seed)
-            for axis, values in config.axes.items():
-                for value in values:
-                    name = f"{axis}_{str(value).replace(' ', '_').replace('%', '_percent')}-seed{seed}"
-                    planned[name] = functools.partial(_cell, config, axis, value, seed)
-        return finish_cells(workdir.path, planned)
+    planned = {}
+    for seed in config.seeds:
+        planned[f"{BASE}-seed{seed}"] = functools.partial(_cell, config, BASE, None, seed)
+        for axis, values in config.axes.items():
+            for value in values:
+                name = f"{axis}_{str(value).replace(' ', '_').replace('%', '_percent')}-seed{seed}"
+                planned[name] = functools.partial(_cell, config, axis, value, seed)
+    return finish_study(config, directory, planned, may_change=MAY_CHANGE, overwrite=overwrite)
 
 
 def training_of(config: ConfigDict, axis: str, value: Any, seed: int) -> ConfigDict:

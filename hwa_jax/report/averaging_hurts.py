@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from hwa_jax.algorithms.averaging_hurts import ALONE
 from hwa_jax.analysis.averaging_health import APART, CONNECTED, RATE_FELL, SIGNIFICANT, STALE
 from hwa_jax.report import analysis_plots
+from hwa_jax.report.claims import Effect, effects_table
 from hwa_jax.report.document import images, write_report
-from hwa_jax.report.plots import Series, curves
+from hwa_jax.report.plots import Series, curves, dot_intervals
 from hwa_jax.report.statistics import mean_ci, paired_difference
 from hwa_jax.report.tables import format_interval, format_number, markdown_table
 
@@ -41,6 +43,10 @@ The watch's thresholds: {SIGNIFICANT:g} standard errors of the paired gap in los
 {100 * CONNECTED:g} points; a rate fallen below {100 * RATE_FELL:g} % of that at the window's oldest member; {STALE:g} nats for statistics that were not
 recomputed; {APART:g} nats between the mean of the replicas and the replicas. None was changed after the trainings for judging were made."""
 
+_EXPOSURE = """\
+The cases of a badly chosen start, window or rate, and the same once more with one replica, which is offline averaging alone. An average hurts where its
+accuracy is below that of the latest weights of its own training, and HWA is less exposed where that costs it less, paired by seed."""
+
 _ALARMS = f"""\
 Every push of every training with two members or more. Worse is what the test split shows: the average's loss is above that of the latest weights by
 more than {_CLEAR:g} standard errors; not worse: it is not above it; else it is unclear. A false alarm is one where the average is not worse, a missed one is
@@ -58,7 +64,10 @@ def write_study(cells: Sequence[Mapping], directory: Path, *, title: str, meta: 
     """
 
     def body(directory):
-        yield from ("## Summary", case_table(cells), _HOW_TO_READ, "## Alarms", alarms_table(cells), _ALARMS, "## The cases")
+        yield from ("## Summary", case_table(cells), _HOW_TO_READ, "## Alarms", alarms_table(cells), _ALARMS)
+        if found := effects(cells):
+            yield from ("## Is HWA less exposed than offline averaging alone?", _EXPOSURE, *images([_exposure_plot(cells, directory)]), effects_table(found))
+        yield "## The cases"
         yield "What each was made to do; whether it hurt, and where, the tables and plots say."
         yield "\n".join(f"- **{case}**: {CASES[case]}" for case in dict.fromkeys(cell["case"] for cell in cells) if case in CASES)
         for subject in dict.fromkeys(cell["subject"] for cell in cells):
@@ -83,6 +92,42 @@ def case_table(cells: Sequence[Mapping]) -> str:
         "subject", "case", "latest, %", "average - latest, points", "chosen - latest", "stale - latest", "average - latest, nats", "chosen I", "I", "the watch said",
     ]
     return markdown_table(header, rows, "llrrrrrrrl")
+
+
+def effects(cells: Sequence[Mapping]) -> list[Effect]:
+    """H5, for every subject and every case that was trained with one replica too: whether averaging hurts, in HWA and alone, and HWA less.
+
+    Args:
+        cells: as in `write_study`.
+
+    Returns:
+        Differences of test accuracy in points; positive where the average is worse, and where it is worse by more without HWA.
+    """
+    found = []
+    for subject, case, ours, alone in _with_twins(cells):
+        found += [
+            Effect("H5", f"{case}, offline averaging alone: latest - average", subject, mean_ci(alone.values()), "points"),
+            Effect("H5", f"{case}, HWA: latest - average", subject, mean_ci(ours.values()), "points"),
+            Effect("H5", f"{case}: what averaging costs, alone - HWA", subject, paired_difference(alone, ours), "points"),
+        ]
+    return found
+
+
+def _with_twins(cells):
+    """(Subject, case, seed -> what averaging costs, in points, in HWA and alone) of the cases that were trained with one replica too."""
+    grouped = _grouped(cells)
+    for (subject, case), seeds in grouped.items():
+        if alone := grouped.get((subject, f"{case}{ALONE}")):
+            costs = [{seed: 100 * (cell["accuracy"]["latest"] - cell["accuracy"]["average"]) for seed, cell in side.items()} for side in (seeds, alone)]
+            yield subject, case, *costs
+
+
+def _exposure_plot(cells, directory):
+    panels = {}
+    for subject, case, *costs in _with_twins(cells):
+        for name, side in zip(("HWA", "offline averaging alone"), costs):
+            panels.setdefault(subject, {}).setdefault(name, {})[case] = mean_ci(side.values())
+    return dot_intervals(panels, directory / "exposure.png", "latest - average, percentage points: above zero averaging hurts", "What a bad choice costs")
 
 
 def alarms(cells: Sequence[Mapping]) -> list[dict[str, Any]]:
@@ -174,7 +219,7 @@ def _ends_table(cells):
 
 
 def _plots(subject, cells, directory):
-    by_case = {case: seeds for (_, case), seeds in _grouped(cells).items()}
+    by_case = {case: seeds for (_, case), seeds in _grouped(cells).items() if not case.endswith(ALONE)}
     growing = [
         Series(case, {seed: _line(cell["pushes"], "epoch") for seed, cell in seeds.items()}, style)
         for style, (case, seeds) in enumerate(by_case.items())

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hwa_jax.errors import UserError
-from hwa_jax.report import hwa_claims, landscape_claims, swamp_claims
+from hwa_jax.report import averaging_hurts, hwa_claims, landscape_claims, swamp_claims, sweep
 from hwa_jax.report.claims import Effect
-from hwa_jax.report.statistics import paired_difference
 from hwa_jax.report.tables import NOT_AVAILABLE, format_interval, markdown_table
 from hwa_jax.storage.atomic import write_text
 
@@ -20,11 +19,13 @@ class Claim(NamedTuple):
         statement: what is claimed.
         example: the beginning of the text of the effect that stands for it, and what its setting must contain.
         plots: patterns of file names, the first one that is there is linked.
+        beside: as `example`, of an effect that stands beside it where it is there.
     """
 
     statement: str
     example: tuple[str, str]
     plots: tuple[str, ...]
+    beside: tuple[str, str] | None = None
 
 
 _CURVES = ("curves_sgd_constant*_10_000_*equal_steps.png", "curves_sgd_constant*equal_steps.png")
@@ -33,8 +34,11 @@ CLAIMS = {
     "H2": Claim("it converges faster", ("validation accuracy at 2/3", "SGD, constant"), _CURVES),
     "H3": Claim("it does so without a learning-rate schedule", ("HWA constant - plain cosine, equal steps", "SGD"), _CURVES),
     "H4": Claim("rare synchronization keeps the gain", ("HWA at H=500", ""), ("differences.png",)),
-    "H5": Claim("a badly chosen start, window or rate makes offline averaging hurt", ("early", "fashion"), ("gap_fashion*.png", "gap_*.png")),
-    "H6": Claim("one setting of K, H and I is good over a wide range", ("K=2", "constant"), ("*.png",)),
+    "H5": Claim(
+        "a badly chosen start, window or rate makes offline averaging hurt, HWA less", ("early, offline", "fashion"), ("exposure.png",),
+        ("early: what averaging costs", "fashion"),
+    ),
+    "H6": Claim("one setting of K, H and I is good over a wide range", ("K=2", "constant"), ("*.png",), ("settings as good", "constant")),
     "H7": Claim("averaged weights sit in flatter regions", ("Hessian trace of HWA below that of plain", ""), ("hwa_curvature.png",)),
     "H8": Claim("training is steadier and overfits less", ("standard deviation", "SGD, constant"), _CURVES),
     "H9": Claim("existing optimizers stay: the same with AdamW", ("HWA - plain, equal steps", "constant"), ("differences.png",)),
@@ -165,15 +169,20 @@ def verdict(effects: Sequence[Effect]) -> str:
 
 
 def _row(claim, setup, effects, directory, command):
-    beginning, setting = CLAIMS[claim].example
-    example = next((e for e in effects if e.text.startswith(beginning) and setting in e.setting), effects[0])
-    judged = [effect.verdict for effect in effects]
+    example = _standing_for(effects, CLAIMS[claim].example) or effects[0]
+    beside = CLAIMS[claim].beside and _standing_for(effects, CLAIMS[claim].beside)
+    judged = [effect.verdict for effect in effects if effect.verdict != "not judged"]
     count = f"{judged.count('shown')} of {len(judged)}" + (f", {against} contradicted" if (against := judged.count("contradicted")) else "")
-    text = f"{example.text}: {format_interval(example.effect, signed=True)} {example.unit}"
+    text = "; ".join(f"{one.text}: {format_interval(one.effect, signed=True)} {one.unit}" for one in (example, beside) if one)
     return Row(
         claim, f"{setup}; {example.setting}", text, str(example.effect.n), count, verdict(effects),
         _link(directory, CLAIMS[claim].plots), command,
     )
+
+
+def _standing_for(effects, wanted):
+    beginning, setting = wanted
+    return next((effect for effect in effects if effect.text.startswith(beginning) and setting in effect.setting), None)
 
 
 def _link(directory, patterns):
@@ -212,45 +221,17 @@ def _comparison(cells: Sequence[Mapping]) -> list[Effect]:
     return hwa_claims.effects([{"averaging": None, **cell} for cell in cells])
 
 
-def _averaging_hurts(cells: Sequence[Mapping]) -> list[Effect]:
-    """H5: where start, window or rate are chosen badly, how much the average is worse than the latest weights, for every subject."""
-    found = {}
-    for cell in cells:
-        if cell["case"] in ("early", "long", "decay"):
-            found.setdefault((cell["case"], cell["subject"]), {})[cell["seed"]] = {
-                name: 100 * accuracy for name, accuracy in cell["accuracy"].items()
-            }
-    return [
-        Effect("H5", f"{case}: latest - average", subject, paired_difference(
-            {seed: one["latest"] for seed, one in seeds.items()}, {seed: one["average"] for seed, one in seeds.items()}
-        ), "points")
-        for (case, subject), seeds in found.items()
-    ]
-
-
-def _sweep(cells: Sequence[Mapping]) -> list[Effect]:
-    """H6: at every K, H and schedule, what the average over the I of the configuration gains over the last outer weights."""
-    found = {}
-    for cell in cells:
-        if cell["windows"]:
-            found.setdefault((cell["num_replicas"], cell["sync_period"], cell["schedule"]), {})[cell["seed"]] = cell["test"]
-    return [
-        Effect("H6", f"K={num_replicas}, H={period}: average over the default I - outer weights", schedule, paired_difference(
-            {seed: 100 * one["base"] for seed, one in seeds.items()}, {seed: 100 * one["outer"] for seed, one in seeds.items()}
-        ), "points")
-        for (num_replicas, period, schedule), seeds in found.items()
-    ]
-
-
 # Directory -> what it is; those that are not there are passed over.
 SOURCES = {
     "hwa_fashion_mnist": Source("Fashion-MNIST, CNN-S, 10,000 images", _comparison),
     "hwa_digits": Source("digits with noisy labels, CNN-S", _comparison),
+    "hwa_fashion_mnist_resnet8": Source("Fashion-MNIST, ResNet-8, 2,000 images", _comparison),
     "hwa_mnist1d": Source("MNIST-1D, LeNet-300-100", _comparison),
-    "averaging_hurts": Source("digits and Fashion-MNIST", _averaging_hurts),
-    "sweep_digits": Source("digits", _sweep),
-    "sweep_fashion_mnist": Source("Fashion-MNIST, CNN-S, 3,000 images", _sweep),
+    "averaging_hurts": Source("digits and Fashion-MNIST", averaging_hurts.effects),
+    "sweep_digits": Source("digits with noisy labels, LeNet-300-100", sweep.effects),
+    "sweep_fashion_mnist": Source("Fashion-MNIST, CNN-S, 3,000 images", sweep.effects),
     "landscape_fashion_mnist": Source("Fashion-MNIST, 2,000 images", landscape_claims.effects),
+    "landscape_fashion_mnist_resnet8": Source("Fashion-MNIST, 2,000 images", landscape_claims.effects),
     "swamp_fashion_mnist": Source("Fashion-MNIST, LeNet-300-100, 20,000 images", swamp_claims.effects),
     "swamp_fashion_mnist_cnn": Source("Fashion-MNIST, CNN-M", swamp_claims.effects),
 }

@@ -1,6 +1,7 @@
 """Writes the report of a sweep of HWA: report.md, heat maps, and results.json."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +54,11 @@ class Region(NamedTuple):
     def contains(self, setting: Setting) -> bool:
         """Whether the interval of the difference contains zero; with one seed nothing but the best is."""
         return setting == self.best or self.differences[setting].high >= 0
+
+    @property
+    def settings(self) -> list[Setting]:
+        """All that are as good, the best among them."""
+        return [setting for setting in self.differences if self.contains(setting)]
 
 
 def accuracies(cells: Iterable[Mapping]) -> dict[Setting, dict[int, float]]:
@@ -112,7 +118,7 @@ def best_table(cells: Sequence[Mapping]) -> str:
         if around is None:
             rows.append([schedule, *["–"] * 7])
             continue
-        best, good = around.best, [setting for setting in around.differences if around.contains(setting)]
+        best, good = around.best, around.settings
         ranges = [_range(getattr(setting, axis) for setting in good) for axis in Setting._fields[1:]]
         rows.append([
             schedule, f"K={best.num_replicas}, H={best.sync_period}, I={best.window_size}, stride {best.stride}",
@@ -124,6 +130,29 @@ def best_table(cells: Sequence[Mapping]) -> str:
 def _range(values):
     values = sorted(set(values))
     return ", ".join(map(str, values)) if len(values) < 5 else f"{values[0]} to {values[-1]}"
+
+
+def effects(cells: Sequence[Mapping]) -> list[Effect]:
+    """H6 on the page of all claims: what the average over the configuration's I gains on the test split, and how wide the region of the best is.
+
+    Args:
+        cells: as in `write_sweep`.
+
+    Returns:
+        At every schedule, K and H the difference to the last outer weights; and per schedule the share of settings as good as the best,
+        which has no interval and is not judged.
+    """
+    gains = [
+        Effect("H6", f"K={num_replicas}, H={period}: average over the default I - outer weights", schedule, paired_difference(test["base"], test["outer"]), "points")
+        for (schedule, num_replicas, period), test in _test_accuracies(cells).items()
+    ]
+    found, shares = accuracies(cells), []
+    for schedule in dict.fromkeys(setting.schedule for setting in found):
+        around = region(found, schedule)
+        good, all_settings = len(around.settings), len(around.differences)
+        share = Interval(100 * good / all_settings, math.nan, len(found[around.best]))
+        shares.append(Effect("H6", f"settings as good as the best, {good} of {all_settings}", schedule, share, "%"))
+    return [*gains, *shares]
 
 
 def _effects(found, window_size):
@@ -183,18 +212,24 @@ def _heat_map(found, around, row, rows, column, columns, setting_at):
 
 
 def _test_table(cells):
-    groups = {}
-    for cell in cells:
-        if not cell["diverged"]:
-            groups.setdefault((cell["schedule"], cell["num_replicas"], cell["sync_period"]), {})[cell["seed"]] = cell
     rows = []
-    for (schedule, num_replicas, period), seeds in groups.items():
-        values = {name: {seed: 100 * cell["test"][name] for seed, cell in seeds.items()} for name in ("outer", "base", "chosen")}
+    for (schedule, num_replicas, period), values in _test_accuracies(cells).items():
         rows.append([
             schedule, str(num_replicas), str(period), format_interval(mean_ci(values["outer"].values())),
             *(format_interval(paired_difference(values[name], values["outer"]), signed=True) for name in ("base", "chosen")),
         ])
     return markdown_table(["schedule", "K", "H", "outer, %", "average - outer, points", "auto - outer, points"], rows, "lrrrrr")
+
+
+def _test_accuracies(cells):
+    """(Schedule, K, H) -> "outer", "base" and "chosen" -> seed -> accuracy on the test split in percent; what diverged is not there."""
+    found = {}
+    for cell in cells:
+        if not cell["diverged"]:
+            values = found.setdefault((cell["schedule"], cell["num_replicas"], cell["sync_period"]), {})
+            for name, accuracy in cell["test"].items():
+                values.setdefault(name, {})[cell["seed"]] = 100 * accuracy
+    return found
 
 
 def _diverged(cells):

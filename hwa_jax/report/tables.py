@@ -11,7 +11,7 @@ NOT_AVAILABLE = "–"
 
 
 def format_interval(interval: Interval | None, digits: int = 2, *, signed: bool = False) -> str:
-    """Writes ``mean ± half_width``; a single value says so, None and nan are a dash.
+    """Writes ``mean ± half_width``; a single value says so, one that has no interval stands alone, None and nan are a dash.
 
     Example:
         >>> format_interval(Interval(91.234, 0.456, 5))
@@ -24,6 +24,8 @@ def format_interval(interval: Interval | None, digits: int = 2, *, signed: bool 
     mean = format_number(interval.mean, digits, signed=signed)
     if interval.n == 1:
         return f"{mean} (n=1)"
+    if math.isnan(interval.half_width):
+        return mean
     return f"{mean} ± {format_number(interval.half_width, digits)}"
 
 

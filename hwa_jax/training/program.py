@@ -6,10 +6,12 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
 
 from hwa_jax.errors import UserError
 from hwa_jax.training import processes
@@ -74,6 +76,33 @@ def run(main: Callable[..., int | None], commands: Sequence[str] = (), *, severa
             raise
 
     app.run(guarded, flags_parser=parse)
+
+
+def run_study(
+    study: Callable[..., Sequence[Mapping]], report: Callable[[ConfigDict, pathlib.Path, Sequence[Mapping], dict[str, Any]], tuple[pathlib.Path, str]]
+) -> None:
+    """`run` for a program of many trainings: has the flags --config, --workdir and --overwrite, prints a table and where the report is.
+
+    Args:
+        study: (configuration, directory, `overwrite`) -> cells, trains what is missing.
+        report: (configuration, directory, cells, what every report says of its origin) -> the report's path, and a table to print.
+    """
+    config = config_flags.DEFINE_config_file("config", None, "configuration file, see configs/")
+    workdir = flags.DEFINE_string("workdir", None, "directory for figures, tables and plots")
+    overwrite = flags.DEFINE_bool("overwrite", False, "start over, deleting what --workdir holds")
+    flags.mark_flags_as_required(["config", "workdir"])
+    for flag in (config, workdir, overwrite):
+        # --help shows those of the main module only.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
+
+    def main():
+        directory = pathlib.Path(workdir.value)
+        enable_compilation_cache(f"{directory}.compiled")
+        cells = study(config.value, directory, overwrite=overwrite.value)
+        path, table = report(config.value, directory, cells, {"description": config.value.description, "command": command_line()})
+        print(f"{table}\n\nreport with plots: {path}")
+
+    run(main)
 
 
 def require_writable(path: str | os.PathLike, *, overwrite: bool) -> None:
