@@ -4,7 +4,7 @@ import pytest
 
 from hwa_jax.algorithms import swamp, swamp_sweep
 from hwa_jax.errors import UserError
-from hwa_jax.report.swamp_sweep import rows, sweep_table
+from hwa_jax.report.swamp_sweep import level_map, rows, sweep_table
 from programs import call, config_file
 from pruning_runs import SMALL_PRUNING
 from training_runs import compilation_cache_dir, compiled_once, set_fields  # noqa: F401
@@ -68,6 +68,18 @@ def test_differences_by_hand():
     assert base.accuracy.mean == pytest.approx(82) and base.difference is None
     assert varied.difference.mean == pytest.approx(2) and varied.difference.n == 2 and varied.value == "8"
     assert sweep_table(cells, 0.8).count("\n") == 3
+    # The base is 1 and 3 points worse than the best: 2 ± 12.7.
+    assert base.as_good and varied.as_good
+
+
+def test_the_map_has_a_column_per_level_and_leaves_out_other_levels():
+    """At 0.8 the second is 1 point worse in both seeds; at 0.9 it is the best."""
+    cells = [cell("base", None, seed, {0.8: 0.80, 0.9: 0.70}) for seed in (0, 1)]
+    cells += [cell("num_particles", 8, seed, {0.8: 0.79, 0.9: 0.72}) for seed in (0, 1)]
+    cells += [cell("fraction", 0.2, seed, {0.5: 0.9}) for seed in (0, 1)]
+    found = level_map(cells)
+    assert (found.rows, found.columns) == (["base", "num_particles 8"], ["0.2", "0.1"])
+    assert found.values.tolist() == [[80.0, 70.0], [79.0, 72.0]] and found.marked.tolist() == [[True, False], [False, True]]
 
 
 def test_the_program(directory, cells, tmp_path):
@@ -75,7 +87,7 @@ def test_the_program(directory, cells, tmp_path):
     ended = call("sweep_swamp.py", f"--config={file}", f"--workdir={directory}")
     assert ended.code == 0 and "| num_particles" in ended.stdout
     text = (directory / "report.md").read_text()
-    assert "](differences.png)" in text and (directory / "differences.png").exists() and "The base: num_particles 2, ticket_duration 4 steps." in text
+    assert "](differences.png)" in text and (directory / "differences.png").exists() and "](levels.png)" in text and (directory / "levels.png").exists() and "The base: num_particles 2, ticket_duration 4 steps." in text
 
 
 @pytest.mark.parametrize("fields, words", [

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hwa_jax.report.best_region import Region, best_region
 from hwa_jax.report.claims import Effect, effects_table
 from hwa_jax.report.document import images, write_report
 from hwa_jax.report.heat_maps import HeatMap, heat_map
@@ -40,27 +41,6 @@ class Setting(NamedTuple):
     stride: int
 
 
-class Region(NamedTuple):
-    """The best setting of a schedule, and all that are as good.
-
-    Attributes:
-        best: the setting with the highest mean accuracy.
-        differences: setting -> its paired difference to the best over seeds, points; the best's own is zero.
-    """
-
-    best: Setting
-    differences: dict[Setting, Interval]
-
-    def contains(self, setting: Setting) -> bool:
-        """Whether the interval of the difference contains zero; with one seed nothing but the best is."""
-        return setting == self.best or self.differences[setting].high >= 0
-
-    @property
-    def settings(self) -> list[Setting]:
-        """All that are as good, the best among them."""
-        return [setting for setting in self.differences if self.contains(setting)]
-
-
 def accuracies(cells: Iterable[Mapping]) -> dict[Setting, dict[int, float]]:
     """Setting -> seed -> validation accuracy in percent; what diverged is not there."""
     found = {}
@@ -72,21 +52,8 @@ def accuracies(cells: Iterable[Mapping]) -> dict[Setting, dict[int, float]]:
 
 
 def region(found: Mapping[Setting, Mapping[int, float]], schedule: str) -> Region | None:
-    """The best setting of a schedule and the differences to it, among those that have all seeds; None if there is none.
-
-    Example:
-        >>> best, good, bad = (Setting("constant", 2, 1, size, 1) for size in (1, 2, 3))
-        >>> found = region({best: {0: 90.0, 1: 92.0}, good: {0: 91.0, 1: 90.0}, bad: {0: 80.0, 1: 82.0}}, "constant")
-        >>> found.best == best, found.contains(good), found.contains(bad)
-        (True, True, False)
-    """
-    mine = {setting: seeds for setting, seeds in found.items() if setting.schedule == schedule}
-    if not mine:
-        return None
-    most = max(len(seeds) for seeds in mine.values())
-    whole = {setting: seeds for setting, seeds in mine.items() if len(seeds) == most}
-    best = max(whole, key=lambda setting: np.mean(list(whole[setting].values())))
-    return Region(best, {setting: paired_difference(seeds, whole[best]) for setting, seeds in whole.items()})
+    """The best setting of a schedule and the differences to it in points, as `best_region`."""
+    return best_region({setting: seeds for setting, seeds in found.items() if setting.schedule == schedule})
 
 
 def write_sweep(cells: Sequence[Mapping], directory: Path, *, title: str, window_size: int, meta: Mapping) -> Path:
