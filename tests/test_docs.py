@@ -53,7 +53,7 @@ def test_commands_have_their_program_flags_and_fields(page, line):
     words = shlex.split(line)
     program, *arguments = words[words.index("python") + 1:]
     source = (ROOT / program).read_text()
-    if "several_processes=True" in source:
+    if "several_processes=True" in source or "run_study" in source:
         source += (ROOT / "hwa_jax/training/program.py").read_text()
     flags = dict(argument[2:].partition("=")[::2] for argument in arguments if argument.startswith("--"))
     config = load_config(flags["config"]) if "config" in flags else None
