@@ -24,6 +24,14 @@ _ARCHITECTURES = {
         "instruments": {"examples": 250, "curvature_examples": 64, "positions": 5, "hull_points": 12, "samples": 4, "iterations": 6},
     },
 }
+# Said in the report: what the instruments see.
+_LOOKED_AT = {
+    "cnn_s": "Accuracies, segments and hulls (50 points) are of 1,000 test images, curvature is that on 500 training images with 12 random vectors.",
+    "resnet8": (
+        "Accuracies, segments and hulls (12 points) are of 250 test images, curvature is that on 64 training images with 4 random vectors, and BatchNorm "
+        "statistics are those of 250 images: a small look, so the intervals are wide."
+    ),
+}
 
 
 def get_config(architecture="cnn_s"):
@@ -34,7 +42,8 @@ def get_config(architecture="cnn_s"):
     config.description = (
         f"{architecture} on 2,000 training images of Fashion-MNIST; SGD with Nesterov momentum at a constant rate, batch 50, crop "
         "(padding 2) and flip. HWA has K=2 and H=1 epoch. Plain training and HWA start from the same weights and make as many steps per replica; both end one "
-        "step before a synchronization, where the replicas are farthest apart. SWAMP has N=3 particles. Subset and split are the same for all seeds."
+        "step before a synchronization, where the replicas are farthest apart. SWAMP has N=3 particles. Subset and split are the same for all seeds. "
+        + _LOOKED_AT[architecture]
     )
     for base in (config.base, config.pruning):
         base.data.update({"name": "fashion_mnist", "num_train": 2500, "validation_fraction": 0.2, "crop_padding": 2, "flip": True})
