@@ -7,7 +7,7 @@ import pytest
 from report_cells import cell
 
 from hwa_jax.errors import UserError
-from hwa_jax.report.claims_page import CLAIMS, SOURCES, page, rows, verdict, write_page
+from hwa_jax.report.claims_page import BESIDE, CLAIMS, SOURCES, page, rows, verdict, write_page
 
 _RESULTS = Path(__file__).resolve().parents[1] / "results"
 JITTER = (0.0, 0.001, -0.001)
@@ -45,8 +45,15 @@ def test_the_committed_pages_files_exist():
 
 
 def test_every_directory_of_results_has_its_rows():
-    missing = {path.parent.name for path in _RESULTS.glob("*/results.json")} - SOURCES.keys()
+    missing = {path.parent.name for path in _RESULTS.glob("*/results.json")} - SOURCES.keys() - BESIDE.keys()
     assert not missing
+
+
+def test_what_no_claim_reads_from_is_linked(tmp_path):
+    assert "no claim" not in page(tmp_path)
+    (tmp_path / "sweep_swamp_digits").mkdir()
+    (tmp_path / "sweep_swamp_digits" / "report.md").touch()
+    assert page(tmp_path).endswith(f"\n- [{BESIDE['sweep_swamp_digits']}](sweep_swamp_digits/report.md)\n")
 
 
 def test_nothing_is_there_yet(tmp_path):

@@ -134,6 +134,8 @@ def page(directory: Path) -> str:
     commands = dict.fromkeys(f"- `{row.command}`" for found in by_claim.values() for row in found if row.command)
     parts = [_INTRODUCTION.rstrip(), markdown_table(header, lines, "llllrlll")]
     parts += ["Commands that made them:", "\n".join(commands)] if commands else []
+    beside = [f"- [{text}]({name}/report.md)" for name, text in BESIDE.items() if (directory / name / "report.md").is_file()]
+    parts += ["Results that no claim reads from:", "\n".join(beside)] if beside else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -234,4 +236,9 @@ SOURCES = {
     "landscape_fashion_mnist_resnet8": Source("Fashion-MNIST, 2,000 images", landscape_claims.effects),
     "swamp_fashion_mnist": Source("Fashion-MNIST, LeNet-300-100, 20,000 images", swamp_claims.effects),
     "swamp_fashion_mnist_cnn": Source("Fashion-MNIST, CNN-M", swamp_claims.effects),
+}
+# Directory -> what its report is about; no claim reads from it.
+BESIDE = {
+    "sweep_swamp_digits": "SWAMP's N, SWA's start, period and rate, fraction per cycle and T0, each alone, on digits",
+    "benchmarks_cpu": "speed and memory on two CPU cores",
 }
