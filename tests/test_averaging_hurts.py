@@ -119,7 +119,8 @@ def test_alarms_are_counted_by_what_is_true():
 
 
 def priced(case, seed, latest, average):
-    return {"subject": "s", "case": case, "seed": seed, "accuracy": {"latest": latest, "average": average}}
+    """The loss costs as many hundredths of a nat as points."""
+    return {"subject": "s", "case": case, "seed": seed, "accuracy": {"latest": latest, "average": average}, "pushes": [{"test_gap": latest - average}]}
 
 
 def test_what_averaging_costs_with_and_without_replicas():
@@ -128,9 +129,11 @@ def test_what_averaging_costs_with_and_without_replicas():
         priced("early", 0, 0.80, 0.79), priced("early", 1, 0.80, 0.78), priced("early alone", 0, 0.70, 0.66), priced("early alone", 1, 0.70, 0.64),
         priced("healthy", 0, 0.8, 0.9), priced("healthy", 1, 0.8, 0.9),
     ]
-    alone, ours, less = effects(cells)
+    alone, ours, less, *in_loss = effects(cells)
+    assert [effect.effect.mean for effect in in_loss] == pytest.approx([50, 15, 35]) and {effect.unit for effect in in_loss} == {"10⁻³ nats"}
     assert [effect.effect.mean for effect in (alone, ours, less)] == pytest.approx([5.0, 1.5, 3.5])
-    assert "alone: latest" in alone.text and "HWA: latest" in ours.text and {(e.claim, e.setting, e.effect.n) for e in (alone, ours, less)} == {("H5", "s", 2)}
+    assert (alone.text, less.text) == ("early, offline averaging alone: accuracy cost of averaging", "early: accuracy cost of averaging, alone - HWA")
+    assert {(e.claim, e.setting, e.effect.n) for e in (alone, ours, less)} == {("H5", "s", 2)}
     # 12.706 * 0.7071 / sqrt(2) = 6.35 points: two seeds do not show it.
     assert less.effect.half_width == pytest.approx(6.35, abs=0.01) and less.verdict == "not shown"
     assert effects(cells[:2]) == []

@@ -93,7 +93,8 @@ def test_one_seed_is_not_judged(tmp_path):
 
 def test_cases_that_hurt_and_a_sweep(tmp_path):
     hurt = [
-        {"case": case, "subject": "fashion_mnist_cnn", "seed": seed, "accuracy": {"latest": 0.9 + JITTER[seed], "average": 0.9 - loss}}
+        {"case": case, "subject": "fashion_mnist_cnn", "seed": seed, "accuracy": {"latest": 0.9 + JITTER[seed], "average": 0.9 - loss},
+         "pushes": [{"test_gap": loss + JITTER[seed]}]}
         for case, loss in (("healthy", -0.01), ("early", 0.0), ("early alone", 0.05), ("stale", 0.05)) for seed in range(3)
     ]
     windows = [{"window_size": size, "stride": 1, "accuracy": accuracy} for size, accuracy in ((1, 0.8), (2, 0.9))]
@@ -106,11 +107,11 @@ def test_cases_that_hurt_and_a_sweep(tmp_path):
     write(tmp_path, "sweep_digits", swept)
     found = {row.claim: row for row in rows(tmp_path)}
     # Alone 5 points, in HWA none.
-    assert found["H5"].example.startswith("early, offline averaging alone: latest - average: +5.00")
-    assert "; early: what averaging costs, alone - HWA: +5.00" in found["H5"].example and (found["H5"].count, found["H5"].verdict) == ("2 of 3", "partly")
+    assert found["H5"].example.startswith("early, offline averaging alone: loss cost of averaging: +50.00 ± 2.48 10⁻³ nats")
+    assert found["H5"].example.endswith("; alone - HWA shown: 2 of 2") and (found["H5"].count, found["H5"].verdict) == ("4 of 6", "partly")
     # The share of settings has no interval and is not counted.
     assert found["H6"].example == (
-        "K=2, H=10: average over the default I - outer weights: +2.05 ± 0.64 points; settings as good as the best, 1 of 2: +50.00 %"
+        "K=2, H=10: average over the default I - outer weights: +2.05 ± 0.64 points; settings as good as the best, 1 of 2, constant: 50.00 %"
     )
     assert (found["H6"].n, found["H6"].count) == ("2", "1 of 1")
 

@@ -19,13 +19,13 @@ class Claim(NamedTuple):
         statement: what is claimed.
         example: the beginning of the text of the effect that stands for it, and what its setting must contain.
         plots: patterns of file names, the first one that is there is linked.
-        beside: as `example`, of an effect that stands beside it where it is there.
+        beside: part of the texts of effects that are spoken of beside it: how many of them are shown, or what they are where they are not judged.
     """
 
     statement: str
     example: tuple[str, str]
     plots: tuple[str, ...]
-    beside: tuple[str, str] | None = None
+    beside: str = ""
 
 
 _CURVES = ("curves_sgd_constant*_10_000_*equal_steps.png", "curves_sgd_constant*equal_steps.png")
@@ -35,10 +35,10 @@ CLAIMS = {
     "H3": Claim("it does so without a learning-rate schedule", ("HWA constant - plain cosine, equal steps", "SGD"), _CURVES),
     "H4": Claim("rare synchronization keeps the gain", ("HWA at H=500", ""), ("differences.png",)),
     "H5": Claim(
-        "a badly chosen start, window or rate makes offline averaging hurt, HWA less", ("early, offline", "fashion"), ("exposure.png",),
-        ("early: what averaging costs", "fashion"),
+        "a badly chosen start, window or rate makes offline averaging hurt, HWA less", ("early, offline averaging alone: loss cost", "fashion"), ("exposure.png",),
+        "alone - HWA",
     ),
-    "H6": Claim("one setting of K, H and I is good over a wide range", ("K=2", "constant"), ("*.png",), ("settings as good", "constant")),
+    "H6": Claim("one setting of K, H and I is good over a wide range", ("K=2", "constant"), ("*.png",), "settings as good"),
     "H7": Claim("averaged weights sit in flatter regions", ("Hessian trace of HWA below that of plain", ""), ("hwa_curvature.png",)),
     "H8": Claim("training is steadier and overfits less", ("standard deviation", "SGD, constant"), _CURVES),
     "H9": Claim("existing optimizers stay: the same with AdamW", ("HWA - plain, equal steps", "constant"), ("differences.png",)),
@@ -171,20 +171,26 @@ def verdict(effects: Sequence[Effect]) -> str:
 
 
 def _row(claim, setup, effects, directory, command):
-    example = _standing_for(effects, CLAIMS[claim].example) or effects[0]
-    beside = CLAIMS[claim].beside and _standing_for(effects, CLAIMS[claim].beside)
-    judged = [effect.verdict for effect in effects if effect.verdict != "not judged"]
-    count = f"{judged.count('shown')} of {len(judged)}" + (f", {against} contradicted" if (against := judged.count("contradicted")) else "")
-    text = "; ".join(f"{one.text}: {format_interval(one.effect, signed=True)} {one.unit}" for one in (example, beside) if one)
+    beginning, setting = CLAIMS[claim].example
+    example = next((e for e in effects if e.text.startswith(beginning) and setting in e.setting), effects[0])
+    text = "; ".join([f"{example.text}: {format_interval(example.effect, signed=True)} {example.unit}", *_beside(effects, CLAIMS[claim].beside)])
     return Row(
-        claim, f"{setup}; {example.setting}", text, str(example.effect.n), count, verdict(effects),
+        claim, f"{setup}; {example.setting}", text, str(example.effect.n), _count(effects), verdict(effects),
         _link(directory, CLAIMS[claim].plots), command,
     )
 
 
-def _standing_for(effects, wanted):
-    beginning, setting = wanted
-    return next((effect for effect in effects if effect.text.startswith(beginning) and setting in effect.setting), None)
+def _count(effects):
+    judged = [effect.verdict for effect in effects if effect.verdict != "not judged"]
+    return f"{judged.count('shown')} of {len(judged)}" + (f", {against} contradicted" if (against := judged.count("contradicted")) else "")
+
+
+def _beside(effects, part):
+    mine = [effect for effect in effects if part and part in effect.text]
+    if any(effect.verdict != "not judged" for effect in mine):
+        yield f"{part} shown: {_count(mine)}"
+    else:
+        yield from (f"{one.text}, {one.setting}: {format_interval(one.effect)} {one.unit}" for one in mine)
 
 
 def _link(directory, patterns):
@@ -237,6 +243,7 @@ SOURCES = {
     "swamp_fashion_mnist": Source("Fashion-MNIST, LeNet-300-100, 20,000 images", swamp_claims.effects),
     "swamp_fashion_mnist_cnn": Source("Fashion-MNIST, CNN-M", swamp_claims.effects),
 }
+
 # Directory -> what its report is about; no claim reads from it.
 BESIDE = {
     "sweep_swamp_digits": "SWAMP's N, SWA's start, period and rate, fraction per cycle and T0, each alone, on digits",
