@@ -8,8 +8,8 @@ x the outer weights of the last synchronization, which every replica keeps, it c
     gradient   g   = x - w̄                   the outer gradient
     step       x'  = x + outer_update(g)     by any optax optimizer; x' = w̄ for SGD with rate 1
 
-Movements are small, so they survive bf16, where weights lose them: rounding is relative, 2^-9 of |Δ_k| and not of
-|w_k|. An outer optimizer with Nesterov's momentum is DiLoCo.
+Movements are small, so they survive bf16, where weights lose them: rounding is relative, 2^-9 of the
+size of Δ_k and not of w_k. An outer optimizer with Nesterov's momentum is DiLoCo.
 """
 
 import dataclasses
