@@ -233,7 +233,7 @@ def _comparison(cells: Sequence[Mapping]) -> list[Effect]:
 SOURCES = {
     "hwa_fashion_mnist": Source("Fashion-MNIST, CNN-S, 10,000 images", _comparison),
     "hwa_digits": Source("digits with noisy labels, CNN-S", _comparison),
-    "hwa_fashion_mnist_resnet8": Source("Fashion-MNIST, ResNet-8, 2,000 images", _comparison),
+    "hwa_fashion_mnist_resnet8": Source("Fashion-MNIST, ResNet-8, 2,000 images (plain has running BatchNorm statistics)", _comparison),
     "hwa_mnist1d": Source("MNIST-1D, LeNet-300-100", _comparison),
     "averaging_hurts": Source("digits and Fashion-MNIST", averaging_hurts.effects),
     "sweep_digits": Source("digits with noisy labels, LeNet-300-100", sweep.effects),
