@@ -24,6 +24,7 @@ def cell(method="plain", comparison="equal_steps", seed=0, accuracy=0.9, **chang
         "sync_period": 90,
         "window_size": 10,
         "averaging": None,
+        "replica_batch_sizes": None,
         "epochs_per_replica": epochs,
         "compute_epochs": epochs * COSTS.get(method, 1),
         "bytes_communicated": 400_000 * synchronizations,

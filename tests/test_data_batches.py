@@ -44,6 +44,14 @@ def test_batch_size_does_not_change_the_order():
     np.testing.assert_array_equal(np.ravel(small), np.ravel(large))
 
 
+def test_unequal_batches_repeat_their_first_examples():
+    arguments = dict(num_examples=50, batch_size=12, num_particles=3)
+    full = jax.vmap(lambda k: epoch_indices(KEY, k, 4, **arguments))(jnp.arange(3))
+    unequal = jax.vmap(lambda k: epoch_indices(KEY, k, 4, distinct=(12, 4, 1), **arguments))(jnp.arange(3))
+    for particle, size in enumerate((12, 4, 1)):
+        np.testing.assert_array_equal(unequal[particle], np.tile(full[particle, :, :size], 12 // size))
+
+
 @pytest.mark.parametrize("num_particles", [1, 2, 3, 7])
 def test_partitions_are_disjoint_equal_and_fixed(num_particles):
     arguments = dict(

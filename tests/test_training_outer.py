@@ -61,10 +61,26 @@ def test_bf16_halves_the_bytes_of_weights_but_not_of_statistics():
     assert averaged == 3 * half
 
 
+def test_a_smaller_batch_is_one_of_its_own_images():
+    setup = small_setup({"hwa.replica_batch_sizes": (5, 10), "model.norm": "none"})
+    batch_key, noise_key = setup.keys()
+    indices = setup.epoch_indices(0, batch_key)
+    unequal, fives = (
+        setup.step(setup.initial_state(), chosen, setup.train, noise_key, {}).params for chosen in (indices, indices[..., :5])
+    )
+    for ours, of_five in zip(jax.tree.leaves(unequal), jax.tree.leaves(fives)):
+        # Replica 0 has seen the same five images in both, replica 1 ten in one and five in the other.
+        np.testing.assert_allclose(ours[0], of_five[0], rtol=0, atol=1e-6)
+        assert np.abs(ours[1] - of_five[1]).max() > 1e-4
+
+
 @pytest.mark.parametrize(("fields", "message"), [
     ({"hwa.replica_weights": (1, 2, 3)}, r"hwa.replica_weights=\(1, 2, 3\): give hwa.num_replicas=2 numbers, at least 0 and not all 0"),
     ({"hwa.replica_weights": (0, 0)}, "hwa.replica_weights=.*not all 0"),
     ({"hwa.replica_weights": (1, float("nan"))}, "hwa.replica_weights=.*at least 0"),
+    ({"hwa.replica_batch_sizes": (10,)}, r"hwa.replica_batch_sizes=\(10,\): give hwa.num_replicas=2 divisors of training.batch_size=10"),
+    ({"hwa.replica_batch_sizes": (10, 4)}, "hwa.replica_batch_sizes=.*divisors of training.batch_size=10"),
+    ({"hwa.replica_batch_sizes": (10, 0)}, "hwa.replica_batch_sizes=.*divisors"),
     ({"hwa.sync_dtype": "float16"}, "hwa.sync_dtype='float16': give one of '', 'bfloat16'"),
     ({"hwa.outer_optimizer.learning_rate": -1.0}, "hwa.outer_optimizer.learning_rate=-1.0: must be at least 0"),
 ])
@@ -83,6 +99,8 @@ VARIANTS = {
     "diloco": {"outer_optimizer": {"name": "sgd"}, "sync_period": "4 epochs"},
     "adam": {"outer_optimizer": {"name": "adam", "learning_rate": 0.01}},
     "weighted": {"replica_weights": (1, 3)},
+    "reset": {"optimizer_state": "reset"},
+    "unequal": {"replica_batch_sizes": (50, 10), "replica_weights": (5, 1)},
 }
 
 
@@ -96,7 +114,8 @@ def test_a_comparison_studies_them_and_its_report_tells_them_apart():
     planned = {t.name.rsplit("-", 1)[1]: t.config.hwa for t in hwa_comparison.trajectories(config, chosen)}
     labels = {name: hwa_cells._averaging(planned[name]) for name in (*VARIANTS, "seed0")}
     assert labels == {
-        "bf16": "bfloat16", "diloco": "outer sgd 0.7 Nesterov 0.9", "adam": "outer adam 0.01", "weighted": "weights 1:3", "seed0": None,
+        "bf16": "bfloat16", "diloco": "outer sgd 0.7 Nesterov 0.9", "adam": "outer adam 0.01", "weighted": "weights 1:3",
+        "reset": "optimizer state: reset", "unequal": "weights 5:1", "seed0": None,
     }
     cells = [cell("hwa", "both", averaging=label) for label in labels.values()]
     found = {row.label for row in aggregate(cells)[0].rows}
@@ -105,9 +124,9 @@ def test_a_comparison_studies_them_and_its_report_tells_them_apart():
 
 def test_plain_trajectories_of_a_base_with_an_outer_optimizer_are_plain():
     config = hwa_comparison.default_comparison()
-    config.base.hwa.update({"replica_weights": (1, 3), "outer_optimizer": {"name": "sgd"}})
+    config.base.hwa.update({"replica_weights": (1, 3), "replica_batch_sizes": (50, 10), "outer_optimizer": {"name": "sgd"}})
     kinds = {kind: hwa_comparison.training_of(config, kind, "sgd", "constant", 0).hwa for kind in ("plain", "hwa")}
-    assert kinds["plain"].outer_optimizer.name == "" and kinds["plain"].replica_weights == ()
+    assert kinds["plain"].outer_optimizer.name == "" and kinds["plain"].replica_weights == () == kinds["plain"].replica_batch_sizes
     assert kinds["hwa"].outer_optimizer.name == "sgd" and kinds["hwa"].replica_weights == (1, 3)
 
 
@@ -115,5 +134,5 @@ def test_a_variant_that_no_row_would_show_is_refused():
     config = hwa_comparison.default_comparison()
     config.variants = {"window": {"window_size": 3}}
     config.base.training.ema_decay = 0.99
-    with pytest.raises(UserError, match="variants.window=.*must change one of num_replicas, outer_optimizer"):
+    with pytest.raises(UserError, match="variants.window=.*must change one of num_replicas, optimizer_state, outer_optimizer"):
         hwa_comparison._validate(config)

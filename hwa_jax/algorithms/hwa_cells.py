@@ -16,6 +16,9 @@ from hwa_jax.training.setup import Setup
 from hwa_jax.training.together import Algorithm
 from hwa_jax.training.weights import recalibrated
 
+# Settings that cells of earlier versions do not name.
+EARLIER = {"averaging": None, "replica_batch_sizes": None}
+
 _logger = logging.getLogger(__name__)
 
 
@@ -112,6 +115,7 @@ def _cell(setup, trajectory, results, method, figures):
         "num_replicas": config.hwa.num_replicas,
         "sync_period": setup.periods.sync if averaged else None,
         "averaging": _averaging(config.hwa) if method in ("hwa", "online") else None,
+        "replica_batch_sizes": _joined(config.hwa.replica_batch_sizes) if method in ("hwa", "online") else None,
         "window_size": config.hwa.window_size if method in ("hwa", "offline_window") else None,
         "epochs_per_replica": epochs, "compute_epochs": epochs * config.hwa.num_replicas * trajectory.gradients,
         "bytes_communicated": results["bytes_communicated"], "synchronizations": results["synchronizations"],
@@ -129,5 +133,11 @@ def _averaging(fields):
         momentum = f" {'Nesterov' if outer.nesterov else 'momentum'} {outer.momentum:g}" if outer.name == "sgd" and outer.momentum else ""
         special.append(f"outer {outer.name} {outer.learning_rate:g}{momentum}")
     if fields.replica_weights:
-        special.append("weights " + ":".join(f"{weight:g}" for weight in fields.replica_weights))
+        special.append(f"weights {_joined(fields.replica_weights)}")
+    if fields.optimizer_state != "local":
+        special.append(f"optimizer state: {fields.optimizer_state}")
     return ", ".join(special) or None
+
+
+def _joined(numbers):
+    return ":".join(f"{number:g}" for number in numbers) or None

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from hwa_jax.algorithms.cells import finish_groups
-from hwa_jax.algorithms.hwa_cells import Trajectory, algorithm
+from hwa_jax.algorithms.hwa_cells import EARLIER, Trajectory, algorithm
 from hwa_jax.algorithms.hwa_tuning import training_of, tune
 from hwa_jax.errors import UserError
 from hwa_jax.training.config import default_config, validate
@@ -37,7 +37,7 @@ from hwa_jax.training.together import most_seeds, together
 from hwa_jax.training.workdir import Workdir, read_json
 
 # Rows of a report tell these apart, for the online average as for HWA.
-_TOLD_APART = {"num_replicas", "sync_period", "sync_dtype", "outer_optimizer", "replica_weights"}
+_TOLD_APART = {"num_replicas", "sync_period", "sync_dtype", "outer_optimizer", "optimizer_state", "replica_weights", "replica_batch_sizes"}
 _VARIABLE = {*_TOLD_APART, "push_every", "window_size"}
 
 # Fields that only add or remove trainings, so that finished ones stay valid.
@@ -115,8 +115,8 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
 
 
 def read_cells(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The cells of one finished training, a file of `cells/`; those of an earlier version had one way of averaging."""
-    return [{"averaging": None, **cell} for cell in read_json(path)]
+    """The cells of one finished training, a file of `cells/`; those of an earlier version had fewer settings."""
+    return [{**EARLIER, **cell} for cell in read_json(path)]
 
 
 def _validate(config):

@@ -74,7 +74,7 @@ def training_of(config: ConfigDict, kind: str, optimizer: str, schedule: str, se
     one = ConfigDict(config.base.to_dict())
     one.seed, one.schedule.name, one.optimizer.name = seed, schedule, optimizer
     if kind != "hwa":
-        one.hwa.update({"num_replicas": 1, "replica_weights": (), "outer_optimizer": {"name": ""}})
+        one.hwa.update({"num_replicas": 1, "replica_weights": (), "replica_batch_sizes": (), "outer_optimizer": {"name": ""}})
     if kind in ("lookahead", "sam"):
         one.optimizer.wrapper = kind
     return one.lock()

@@ -5,6 +5,8 @@ devices, layout or interruptions. All functions but `to_device` may be traced, w
 ``particle`` and ``epoch`` as tracers, inside `jax.vmap`, `jax.shard_map` and `jax.jit`.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -92,6 +94,7 @@ def epoch_indices(
     batch_size: int,
     num_particles: int = 1,
     data_mode: str = "shared",
+    distinct: Sequence[int] = (),
 ) -> jax.Array:
     """The batches of one particle in one epoch, as indices into the training split.
 
@@ -108,9 +111,11 @@ def epoch_indices(
         batch_size: examples per step; static.
         num_particles: K; static; matters when the data are partitioned.
         data_mode: ``shared`` or ``partitioned``, see `examples_per_particle`; static.
+        distinct: K divisors of ``batch_size``: particle k's batch has so many examples, repeated until it is
+            full, so that its mean gradient is that of a smaller batch; empty: all are full; static.
 
     Returns:
-        int32 ``[steps_per_epoch, batch_size]``, no index twice.
+        int32 ``[steps_per_epoch, batch_size]``, no index twice but where a batch repeats its own.
 
     Raises:
         UserError: as in `steps_per_epoch`.
@@ -118,6 +123,8 @@ def epoch_indices(
     Example:
         >>> epoch_indices(jax.random.key(0), 0, 0, num_examples=100, batch_size=16).shape
         (6, 16)
+        >>> epoch_indices(jax.random.key(0), 1, 0, num_examples=8, batch_size=4, num_particles=2, distinct=(4, 2)).tolist()
+        [[6, 7, 6, 7], [0, 1, 0, 1]]
     """
     steps = steps_per_epoch(num_examples, batch_size, num_particles, data_mode)
     epoch_key = jax.random.fold_in(jax.random.fold_in(key, particle), epoch)
@@ -128,7 +135,8 @@ def epoch_indices(
     else:
         examples = jnp.arange(num_examples)
     shuffled = jax.random.permutation(epoch_key, examples)
-    return shuffled[: steps * batch_size].reshape(steps, batch_size).astype(jnp.int32)
+    indices = shuffled[: steps * batch_size].reshape(steps, batch_size).astype(jnp.int32)
+    return indices[:, jnp.arange(batch_size) % jnp.asarray(distinct)[particle]] if distinct else indices
 
 
 def share(batch: jax.Array, axis_name: str) -> tuple[jax.Array, jax.Array]:

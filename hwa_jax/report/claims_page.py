@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hwa_jax.algorithms.hwa_cells import EARLIER
 from hwa_jax.errors import UserError
 from hwa_jax.report import hwa_claims, landscape_claims, swamp_claims
 from hwa_jax.report.claims import Effect
@@ -208,8 +209,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _comparison(cells: Sequence[Mapping]) -> list[Effect]:
-    """H1 to H4 and H8 to H10; cells of an earlier version had one way of averaging."""
-    return hwa_claims.effects([{"averaging": None, **cell} for cell in cells])
+    """H1 to H4 and H8 to H10; cells of an earlier version had fewer settings."""
+    return hwa_claims.effects([{**EARLIER, **cell} for cell in cells])
 
 
 def _averaging_hurts(cells: Sequence[Mapping]) -> list[Effect]:

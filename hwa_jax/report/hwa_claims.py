@@ -36,7 +36,8 @@ class _Cells:
 
     def __init__(self, cells, main):
         # The claims are about the plain average, or whatever the main cells have.
-        self._cells = [c for c in cells if c["method"] not in ("hwa", "online") or c["averaging"] == main["averaging"]]
+        special = ("averaging", "replica_batch_sizes")
+        self._cells = [c for c in cells if c["method"] not in ("hwa", "online") or all(c[name] == main[name] for name in special)]
         self.num_replicas, self.sync_period, self.num_train = main["num_replicas"], main["sync_period"], main["num_train"]
         kinds = {(cell["optimizer"], cell["schedule"]): None for cell in cells}
         self.kinds = [kind for kind in kinds if self.get("hwa", *kind)]

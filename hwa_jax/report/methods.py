@@ -23,6 +23,7 @@ SETTINGS = {
     "sync_period": "H",
     "window_size": "I",
     "averaging": "averaging",
+    "replica_batch_sizes": "batches",
 }
 
 METHODS = {
@@ -37,7 +38,7 @@ METHODS = {
         "online average",
         "K replicas train on batch orders of their own; every H steps all of them continue from "
         "the mean of their weights (local SGD). Evaluated at that mean.",
-        ("num_replicas", "sync_period", "averaging"),
+        ("num_replicas", "sync_period", "averaging", "replica_batch_sizes"),
     ),
     "offline_window": Method(
         "offline window average",
@@ -63,7 +64,7 @@ METHODS = {
         "HWA",
         "hierarchical weight averaging: the online average, evaluated at the mean of its last I "
         "synchronized weights.",
-        ("num_replicas", "sync_period", "window_size", "averaging"),
+        ("num_replicas", "sync_period", "window_size", "averaging", "replica_batch_sizes"),
     ),
 }
 

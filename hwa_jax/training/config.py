@@ -18,8 +18,8 @@ AUTO = "auto"
 # The fields that may differ when a run is resumed; any other difference is refused.
 _MAY_CHANGE = ("num_devices", "evaluation.batch_size", "logging.every", "logging.tensorboard", "data.data_dir")
 MAY_CHANGE_ON_RESUME = (
-    "training.duration", "evaluation.every", "evaluation.averaging_health", "hwa.num_replicas", "hwa.replica_weights", "hwa.data_parallel",
-    "hwa.nan_policy", *_MAY_CHANGE,
+    "training.duration", "evaluation.every", "evaluation.averaging_health", "hwa.num_replicas", "hwa.replica_weights", "hwa.replica_batch_sizes",
+    "hwa.data_parallel", "hwa.nan_policy", *_MAY_CHANGE,
 )
 SWAMP_MAY_CHANGE_ON_RESUME = ("swamp.target_sparsity", "checkpoint.every", "checkpoint.keep", *_MAY_CHANGE)
 
@@ -48,6 +48,9 @@ def default_config() -> ConfigDict:
         "sync_dtype": "",  # "bfloat16": weights are synchronized by their movements, in half the bytes
         "nan_policy": "stop",  # or "drop": a replica whose loss or gradient is not finite restarts from the mean of the others
         "replica_weights": (),  # how much each replica counts in averages, K numbers; (): all the same
+        # Images in each replica's batch, K divisors of training.batch_size; a smaller batch is filled up with copies of its
+        # own, each augmented anew, and costs as much as a full one. (): all are full.
+        "replica_batch_sizes": (),
         # Acts on the averaged movement; "": none. With sgd, 0.7, 0.9 and Nesterov it is DiLoCo.
         "outer_optimizer": ConfigDict({"name": "", "learning_rate": 0.7, "momentum": 0.9, "nesterov": True, "options": ConfigDict()}),
         "recalibration_examples": 2000,
@@ -162,6 +165,7 @@ def validate(config: ConfigDict, begin: Callable[[], ConfigDict] = default_confi
         Duration.parse(_get(config, field), field)
     if "hwa.replica_weights" in known:
         _validate_replica_weights(config.hwa)
+        _validate_replica_batch_sizes(config)
         _validate_window_size(config.hwa.window_size)
 
 
@@ -213,6 +217,14 @@ def _validate_replica_weights(hwa):
     # A comparison with NaN is false.
     if weights and not (len(weights) == hwa.num_replicas and all(0 <= w < math.inf for w in weights) and any(weights)):
         raise UserError(f"hwa.replica_weights={weights}: give hwa.num_replicas={hwa.num_replicas} numbers, at least 0 and not all 0, or none")
+
+
+def _validate_replica_batch_sizes(config):
+    sizes, full = tuple(config.hwa.replica_batch_sizes), config.training.batch_size
+    if sizes and not (len(sizes) == config.hwa.num_replicas and all(type(b) is int and b >= 1 and full % b == 0 for b in sizes)):
+        raise UserError(
+            f"hwa.replica_batch_sizes={sizes}: give hwa.num_replicas={config.hwa.num_replicas} divisors of training.batch_size={full}, or none"
+        )
 
 
 def _completed(stored):

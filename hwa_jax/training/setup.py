@@ -157,11 +157,13 @@ class Setup:
     def epoch_indices(self):
         """(step, key) -> int32 [K, steps per epoch, batch], the batches of the epoch that holds `step`."""
         num_replicas = self.num_replicas
+        distinct = self.config.hwa.replica_batch_sizes if "hwa" in self.config else ()
 
         def indices(particle, step, key):
             return batches.epoch_indices(
                 key, particle, step // self.periods.epoch, num_examples=self.dataset.train.num_examples,
                 batch_size=self.config.training.batch_size, num_particles=num_replicas, data_mode=self.data_mode,
+                distinct=distinct,
             )
 
         mapped = particles.vectorize(indices, in_axes=(0, None, None), mesh=self.mesh)
