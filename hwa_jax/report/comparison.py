@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hwa_jax.report import averaging_options
 from hwa_jax.report.aggregation import Row, Section, aggregate
+from hwa_jax.report.averaging_options import of_main_average
 from hwa_jax.report.comparison_plots import curve_plots, difference_plot
 from hwa_jax.report.comparison_tables import (
     heading,
@@ -61,7 +63,7 @@ def write_comparison(
 ) -> Path:
     """Writes report.md with tables and PNG plots, and results.json, into a directory.
 
-    Every file is complete or absent, report.md comes last. Missing methods, bases, seeds and
+    Cells that average online otherwise than the first HWA cell have a table and a plot of their own. Every file is complete or absent, report.md comes last. Missing methods, bases, seeds and
     curves are said to be missing.
 
     Args:
@@ -69,7 +71,8 @@ def write_comparison(
             offline_window, offline_uniform, lookahead, sam, hwa, or another name), optimizer,
             schedule, comparison ("equal_steps", "equal_compute", or "both"), seed, num_train,
             num_replicas, sync_period (steps), window_size (pushes), averaging (what is special about the
-            online average: "bfloat16", "outer sgd 0.7 Nesterov 0.9", or None), epochs_per_replica,
+            online average: "bfloat16", "outer sgd 0.7 Nesterov 0.9", or None), replica_batch_sizes (images in
+            each replica's batch, "50:10", or None where all are full), epochs_per_replica,
             compute_epochs (passes over the data summed over replicas; SAM's count double),
             bytes_communicated, synchronizations, seconds (training time alone), curve (list of
             {step, epoch, accuracy, nll} on the validation split, ascending), and train,
@@ -90,7 +93,8 @@ def write_comparison(
     """
     if not cells:
         raise ValueError("cells is empty: nothing to report")
-    sections = aggregate(cells)
+    main = of_main_average(cells)
+    sections = aggregate(main)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     machine = environment()
@@ -98,8 +102,10 @@ def write_comparison(
     results = {"meta": meta, "environment": machine, "cells": cells, "summary": summary}
     write_text(directory / "results.json", json_text(results))
     parts = [f"# {title}", *([meta["description"]] if "description" in meta else [])]
-    parts += ["## Summary", summary_table(cells)]
+    parts += ["## Summary", summary_table(main)]
     parts += images(difference_plot(sections, directory))
+    if ways := averaging_options.section(cells, directory):
+        parts += ["## Ways to average online", *ways]
     if found := effects(cells):
         parts += ["## The claims of the HWA paper", _CLAIMS.strip(), effects_table(found)]
     parts += ["## What was compared", _methods(sections), _HOW_TO_READ.strip()]

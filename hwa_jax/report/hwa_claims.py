@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from hwa_jax.report.aggregation import accuracy_at
+from hwa_jax.report.averaging_options import of_main_average
 from hwa_jax.report.claims import Effect
 from hwa_jax.report.statistics import Interval, paired_difference
 from hwa_jax.report.tables import format_bytes
@@ -35,9 +36,7 @@ class _Cells:
     """Cells by what they are."""
 
     def __init__(self, cells, main):
-        # The claims are about the plain average, or whatever the main cells have.
-        special = ("averaging", "replica_batch_sizes")
-        self._cells = [c for c in cells if c["method"] not in ("hwa", "online") or all(c[name] == main[name] for name in special)]
+        self._cells = of_main_average(cells)
         self.num_replicas, self.sync_period, self.num_train = main["num_replicas"], main["sync_period"], main["num_train"]
         kinds = {(cell["optimizer"], cell["schedule"]): None for cell in cells}
         self.kinds = [kind for kind in kinds if self.get("hwa", *kind)]
