@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import hwa_jax
-from hwa_jax.algorithms import hwa, stored_run
+from hwa_jax.algorithms import hwa, hwa_weights, stored_run
 from hwa_jax.errors import UserError
 from hwa_jax.report.model_card import model_card
 from hwa_jax.storage import safetensors
@@ -213,7 +213,7 @@ def test_a_training_starts_from_an_export(run, tmp_path):
     config.init_from = str(tmp_path / "w.safetensors")
     state = prepare(config).initial_state()
     # The mean of two replicas has BatchNorm statistics of its own.
-    expected = recalibrated(run.setup, *hwa.outer_weights(run.setup, run.state))
+    expected = recalibrated(run.setup, *hwa_weights.outer_weights(run.setup, run.state))
     for found, one in zip(jax.tree.leaves((state.params, state.batch_stats)), jax.tree.leaves(tuple(expected)), strict=True):
         np.testing.assert_array_equal(found, np.stack([one, one]))
 
@@ -236,7 +236,7 @@ def test_load_predictor_refuses_what_it_cannot_use(trained, tmp_path):
 
 
 def test_networks_leave_the_arrays_of_the_caller_alone(run):
-    weights = jax.tree.map(np.array, tuple(hwa.outer_weights(run.setup, run.state)))
+    weights = jax.tree.map(np.array, tuple(hwa_weights.outer_weights(run.setup, run.state)))
     before = jax.tree.map(np.copy, weights)
     run.setup.model.moments(*weights, np.ones((4, 8, 8, 1), np.float32))
     run.setup.model.train(*weights, np.ones((4, 8, 8, 1), np.float32), jax.random.key(0))

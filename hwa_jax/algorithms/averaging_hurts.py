@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from hwa_jax.algorithms import hwa, stored_run, window_choice
+from hwa_jax.algorithms import hwa, hwa_weights, stored_run, window_choice
 from hwa_jax.algorithms.cells import finish_cells
 from hwa_jax.analysis.connectivity import path_metrics
 from hwa_jax.data import Split
@@ -196,5 +196,5 @@ def _replicas(done, directory):
     # The stored run lies on devices of its own.
     split = run.setup.test.select(slice(done.split.num_examples))
     inner = np.mean([metrics["nll"] for metrics in run.setup.evaluator.stacked(params, batch_stats, split)])
-    outer = recalibrated(run.setup, *hwa.outer_weights(run.setup, run.state))
+    outer = recalibrated(run.setup, *hwa_weights.outer_weights(run.setup, run.state))
     return float(run.setup.evaluator.one(*outer, split)["nll"] - inner)

@@ -19,7 +19,6 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,7 +29,7 @@ from ml_collections import ConfigDict
 from hwa_jax import particles
 from hwa_jax.algorithms import window_choice
 from hwa_jax.algorithms.health_watch import HealthWatch
-from hwa_jax.algorithms.window_choice import WindowChoice
+from hwa_jax.algorithms.hwa_weights import all_weights, average_metrics, hwa_choice, outer_weights
 from hwa_jax.errors import UserError
 from hwa_jax.online import is_synchronization_step, synchronize
 from hwa_jax.storage.safetensors import save_weights
@@ -43,7 +42,6 @@ from hwa_jax.training.setup import Setup, prepare
 from hwa_jax.training.shared_stores import SharedWindow
 from hwa_jax.training.step import PARTICLES, TrainState
 from hwa_jax.training.together import Algorithm, Request, alone
-from hwa_jax.training.weights import Weights, recalibrated
 from hwa_jax.training.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +73,7 @@ def run(setup: Setup, directory: str | os.PathLike, *, overwrite: bool = False) 
 def algorithm(setup: Setup, directory: str | os.PathLike, *, overwrite: bool = False) -> Algorithm[dict[str, Any] | None]:
     """`run`, as `hwa_jax.training.together` trains several seeds."""
     with Workdir(directory, setup.config, setup.dataset.fingerprint, overwrite=overwrite) as workdir:
-        finished = workdir.results()
+        finished = workdir.results("steps", "final", "config.hwa.num_replicas")
         if finished is not None and finished["steps"] == setup.periods.total:
             _require_same_replicas(finished, setup)
             return finished
@@ -105,38 +103,6 @@ def open_window(setup: Setup, directory: os.PathLike) -> WindowStore | SharedWin
     window = WindowStore(directory / "window", window_choice.longest(setup), keep=num_kept(setup))
     window.require_like(like)
     return window
-
-
-def outer_weights(setup: Setup, state: TrainState) -> Weights:
-    """W̄ = (1/K) Σ_k W^k, and the mean of the replicas' BatchNorm statistics."""
-    return Weights(*setup.mean_over_replicas((state.params, state.batch_stats)))
-
-
-def hwa_choice(setup: Setup, state: TrainState, window: WindowStore | SharedWindow) -> WindowChoice | None:
-    """The HWA weights at this state, and how many members they average; None before the first push."""
-    done = int(state.step)
-    return window_choice.choose(setup, window, done) if any(step <= done for step in window.stored_steps) else None
-
-
-def all_weights(setup: Setup, state: TrainState, choice: WindowChoice | None) -> dict[str, Weights]:
-    """The weights of a training side by side: outer, hwa, and ema and slow (Lookahead) where they are kept.
-
-    Args:
-        setup: the pieces of the training.
-        state: of the training.
-        choice: `hwa_choice` at this state.
-    """
-    outer = outer_weights(setup, state)
-    # The mean of several replicas' weights has statistics of its own, one replica's has its running ones.
-    weights = {"outer": recalibrated(setup, *outer) if setup.num_replicas > 1 else outer}
-    if choice is not None:
-        weights["hwa"] = choice.weights
-    if setup.ema is not None:
-        weights["ema"] = recalibrated(setup, setup.mean_over_replicas(setup.ema.value(state.ema)), outer.batch_stats)
-    if setup.config.optimizer.wrapper == "lookahead":
-        slow = setup.mean_over_replicas(state.opt_state.inner_state.slow)
-        weights["slow"] = recalibrated(setup, slow, outer.batch_stats)
-    return weights
 
 
 def communication(setup: Setup, state: TrainState) -> dict[str, int]:
@@ -309,13 +275,3 @@ class _Hwa:
 
         processes.on_leader(write)
         return workdir.results()
-
-
-def average_metrics(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each metric over replicas.
-
-    Example:
-        >>> average_metrics([{"accuracy": 0.5}, {"accuracy": 1.0}])
-        {'accuracy': 0.75}
-    """
-    return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}

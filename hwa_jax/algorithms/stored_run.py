@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from hwa_jax.algorithms import hwa
+from hwa_jax.algorithms import hwa, hwa_weights
 from hwa_jax.errors import UserError
 from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.storage.safetensors import save_weights
@@ -154,7 +154,7 @@ def evaluate(run: StoredRun, weights: Sequence[str] = (), splits: Sequence[str] 
     unknown = [split for split in splits if split not in SPLITS]
     if unknown:
         raise UserError(f"--split={unknown[0]}: give some of {', '.join(SPLITS)}")
-    kept = hwa.all_weights(run.setup, run.state, hwa.hwa_choice(run.setup, run.state, run.window))
+    kept = hwa_weights.all_weights(run.setup, run.state, hwa_weights.hwa_choice(run.setup, run.state, run.window))
     weights = weights or ("inner", *kept)
     _require_kept(weights, ("inner", *kept))
     metrics = {}
@@ -180,8 +180,8 @@ def export(run: StoredRun, path: str | os.PathLike, weights: str = "hwa") -> dic
     """
     if weights == "inner":
         raise UserError("--weights=inner: one set per replica: export outer, their mean, or hwa")
-    setup, choice = run.setup, hwa.hwa_choice(run.setup, run.state, run.window)
-    kept = hwa.all_weights(setup, run.state, choice)
+    setup, choice = run.setup, hwa_weights.hwa_choice(run.setup, run.state, run.window)
+    kept = hwa_weights.all_weights(setup, run.state, choice)
     _require_kept([weights], kept)
     done = int(run.state.step)
     facts = {
@@ -210,7 +210,7 @@ def _require_kept(names, kept):
 def _inner(run, splits):
     setup, state = run.setup, run.state
     by_split = {split: setup.evaluator.stacked(state.params, state.batch_stats, getattr(setup, split)) for split in splits}
-    metrics = {"inner": {split: hwa.average_metrics(replicas) for split, replicas in by_split.items()}}
+    metrics = {"inner": {split: hwa_weights.average_metrics(replicas) for split, replicas in by_split.items()}}
     if setup.num_replicas > 1:
         metrics |= {f"inner {k}": {split: by_split[split][k] for split in splits} for k in range(setup.num_replicas)}
     return metrics

@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from hwa_jax import particles
-from hwa_jax.algorithms import hwa, stored_run
+from hwa_jax.algorithms import hwa_weights, stored_run
 from hwa_jax.analysis.studies import Subject
 from hwa_jax.errors import UserError
 from hwa_jax.online import is_synchronization_step
@@ -48,9 +48,9 @@ def _of_hwa(directory):
     if not steps:
         raise UserError(f"--workdir={directory}: its window is empty after step {done}: train longer, or lower hwa.offline_start")
     members = {f"step {step}": Weights(*run.window.member(step)) for step in steps}
-    choice = hwa.hwa_choice(setup, state, run.window)
+    choice = hwa_weights.hwa_choice(setup, state, run.window)
     averaged = dict(list(members.items())[-choice.window_size:])
-    compared = hwa.all_weights(setup, state, choice)
+    compared = hwa_weights.all_weights(setup, state, choice)
     if setup.num_replicas > 1 and not is_synchronization_step(done, setup.periods.sync, setup.periods.sync_start):
         inner = particles.unstack(Weights(state.params, state.batch_stats))
         compared |= {f"inner {k}": one for k, one in enumerate(inner)}

@@ -75,9 +75,27 @@ class Workdir:
         atomic.write_json(self.path / "config.json", self._record)
         self._record_environment()
 
-    def results(self) -> dict[str, Any] | None:
-        """What a finished run wrote; None if it is not finished."""
-        return processes.from_leader(lambda: read_json(self.path / "results.json"))
+    def results(self, *fields: str) -> dict[str, Any] | None:
+        """What a finished run wrote; None if it is not finished.
+
+        Args:
+            fields: that it must have, dotted: "config.seed", for example.
+
+        Raises:
+            UserError: a file that is damaged.
+        """
+        return processes.from_leader(lambda: self._read_results(fields))
+
+    def _read_results(self, fields):
+        path = self.path / "results.json"
+        found = read_json(path)
+        for field in fields if found is not None else ():
+            node = found
+            for name in field.split("."):
+                if not isinstance(node, dict) or name not in node:
+                    raise UserError(f"{path}: lacks {field!r}: restore it; or delete it, and the same command writes it anew")
+                node = node[name]
+        return found
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Marks the run as finished; on process 0 only."""
