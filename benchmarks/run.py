@@ -23,6 +23,7 @@ from hwa_jax.storage import atomic
 
 ROWS = (
     "particles", "epochs", "synchronization", "window_push", "mask_selection", "cold_start", "roofline", "compile_time",
+    "huge_pages",
 )
 MODELS = ("mlp", "cnn_s", "resnet20", "wrn-16-4", "vgg16")
 
