@@ -23,6 +23,7 @@ from hwa_jax.storage import atomic
 
 ROWS = (
     "particles", "layers", "epochs", "synchronization", "window_push", "mask_selection", "cold_start", "roofline", "compile_time",
+    "cpu_settings",
 )
 MODELS = ("mlp", "cnn_s", "resnet20", "wrn-16-4", "vgg16")
 
