@@ -250,6 +250,7 @@ SOURCES = {
 # Directory -> what its report is about; no claim reads from it.
 BESIDE = {
     "sweep_swamp_digits": "SWAMP's N, SWA's start, period and rate, fraction per cycle and T0, each alone, on digits",
+    "landscape_plane": "the plane through three weight vectors of one training by HWA, with its trajectory, and the segments between them",
     "communication": "what synchronizing costs between two hosts, measured and predicted",
     "benchmarks_cpu": "speed and memory on two CPU cores",
     "benchmarks_cpu_onednn": "the same with oneDNN's convolutions",
