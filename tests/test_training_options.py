@@ -86,6 +86,15 @@ def test_batch_norm_statistics(tmp_path):
     assert np.abs(weights["batch_stats/norm1/mean"] - state.batch_stats["norm1"]["mean"][0]).max() > 1e-3
 
 
+def test_a_single_replica_is_compared_with_statistics_of_its_own(tmp_path):
+    fields = {**SHORT, "model.norm": "batch", "hwa.num_replicas": 1, "hwa.recalibration_examples": 25}
+    results, setup, state = train(tmp_path, fields), small_setup(fields), checkpoint(tmp_path)
+    params, running = (jax.tree.map(lambda leaf: np.asarray(leaf)[0], tree) for tree in (state.params, state.batch_stats))
+    own, _ = setup.recalibrate(params, running)
+    expected, lagging = (setup.evaluator.one(params, statistics, setup.test)["nll"] for statistics in (own, running))
+    assert results["final"]["outer"]["test"]["nll"] == pytest.approx(expected, abs=1e-6) != pytest.approx(lagging, abs=1e-3)
+
+
 def test_batch_norm_statistics_differ_between_synchronizations(tmp_path):
     train(tmp_path, {**SHORT, "model.norm": "batch", "training.duration": "7 steps", "checkpoint.keep": 3})
     assert spread_over_replicas(checkpoint(tmp_path, 4).batch_stats) < 1e-6

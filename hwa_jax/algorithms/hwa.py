@@ -215,9 +215,8 @@ class _Hwa:
         """The replicas one step before, since at a synchronization they have just been made equal."""
         state = self._session.without_lost(done - 1, state)
         with self._evaluating(state):
-            batch_stats, _ = self._setup.recalibrate(state.params, state.batch_stats, stacked=True)
             self._inner_metrics = {
-                name: average_metrics(self._setup.evaluator.stacked(state.params, batch_stats, split))
+                name: average_metrics(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
                 for name, split in self._curve_splits.items()
             }
         return state

@@ -231,10 +231,8 @@ class PruningRun:
             name: {split: setup.evaluator.one(*weights, images) for split, images in splits.items()}
             for name, weights in stored.items()
         }
-        params = trained.state.params
-        batch_stats, _ = setup.recalibrate(params, trained.state.batch_stats, stacked=True)
         for split, images in splits.items():
-            for n, metrics in enumerate(setup.evaluator.stacked(params, batch_stats, images)):
+            for n, metrics in enumerate(setup.evaluator.stacked(trained.state.params, trained.state.batch_stats, images)):
                 evaluation.setdefault(f"last_{n}", {})[split] = metrics
         return {
             "cycle": trained.cycle, "num_particles": setup.num_replicas, "sparsity": sparsity(mask), "num_weights": masks.count(mask),

@@ -209,8 +209,7 @@ def _require_kept(names, kept):
 
 def _inner(run, splits):
     setup, state = run.setup, run.state
-    batch_stats, _ = setup.recalibrate(state.params, state.batch_stats, stacked=True)
-    by_split = {split: setup.evaluator.stacked(state.params, batch_stats, getattr(setup, split)) for split in splits}
+    by_split = {split: setup.evaluator.stacked(state.params, state.batch_stats, getattr(setup, split)) for split in splits}
     metrics = {"inner": {split: hwa_weights.average_metrics(replicas) for split, replicas in by_split.items()}}
     if setup.num_replicas > 1:
         metrics |= {f"inner {k}": {split: by_split[split][k] for split in splits} for k in range(setup.num_replicas)}
