@@ -4,7 +4,7 @@ BIN := .venv/bin
 USABLE := 'import sys, pip; sys.exit(sys.version_info < (3, 11))'
 
 .NOTPARALLEL:
-.PHONY: help venv demo demo-swamp smoke test test-all faults bench conv-lowerings onednn docs clean
+.PHONY: help venv demo demo-swamp smoke test test-all faults bench conv-lowerings onednn tpu-compiler docs clean
 
 help:  ## List the targets (also: make)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ conv-lowerings: .venv/base.stamp  ## Measure the table of convolution lowerings 
 
 onednn: .venv/onednn.stamp  ## Build oneDNN's convolutions for CPUs; HWA_JAX_CONV=onednn switches them on
 	@$(BIN)/python -c "from hwa_jax import onednn; onednn.main()"
+
+tpu-compiler: .venv/base.stamp  ## Install the compiler for TPUs into build/tpu, for experiments/compile_ahead.py
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target build/tpu libtpu
 
 docs: .venv/docs.stamp  ## Build the documentation site; build/docs/index.html
 	@$(BIN)/python -m sphinx -W --keep-going -q docs build/docs

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from float64_network import in_float64
-from hlo import collectives
+from hwa_jax.training.hlo import collectives
 from jax.sharding import PartitionSpec
 from training_runs import by_path, compilation_cache_dir, compiled_once, exported, rows, small_setup, train  # noqa: F401
 

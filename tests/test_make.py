@@ -22,6 +22,7 @@ esac
 """
 VENV = "-m venv --clear .venv"
 INSTALL = "-m pip install -qq --disable-pip-version-check -c constraints.txt -e ."
+INSTALL_TPU = "-m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target build/tpu libtpu"
 TEST = "-m pytest -q -rs -n 2 --dist loadfile"
 
 
@@ -66,7 +67,7 @@ def test_make_alone_lists_every_target_and_does_nothing_else(clone):
     phony = re.search(r"^\.PHONY: (.*)$", (clone / "Makefile").read_text(), re.MULTILINE)
     listed = [line.split()[1] for line in result.stdout.splitlines()]
     assert listed == phony.group(1).split()
-    assert {"venv", "demo", "demo-swamp", "smoke", "test", "test-all", "faults", "bench", "conv-lowerings", "onednn", "docs", "clean"} <= set(listed)
+    assert {"venv", "demo", "demo-swamp", "smoke", "test", "test-all", "faults", "bench", "conv-lowerings", "onednn", "tpu-compiler", "docs", "clean"} <= set(listed)
     assert all(len(line.split()) > 3 for line in result.stdout.splitlines())
     assert result.stdout == make(clone, "help").stdout
     assert calls(clone) == []
@@ -89,6 +90,7 @@ def test_each_target_starts_from_an_empty_clone(clone):
         "bench": [VENV, INSTALL + "[bench]", "benchmarks/run.py"],
         "conv-lowerings": [VENV, INSTALL, "benchmarks/conv_lowerings.py"],
         "onednn": [VENV, INSTALL + "[onednn]", "-c from hwa_jax import onednn; onednn.main()"],
+        "tpu-compiler": [VENV, INSTALL, INSTALL_TPU],
     }
     for target, commands in expected.items():
         result = make(clone, target)

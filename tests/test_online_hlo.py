@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hlo import collectives, computations
+from hwa_jax.training.hlo import collectives, computations
 from jax.sharding import NamedSharding, PartitionSpec
 from replicas import LAYOUTS, compiled, one_step, place, problem, start
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from hlo import collectives
+from hwa_jax.training.hlo import collectives
 from replicas import LAYOUTS, K, assert_close, compiled, gradients, one_step, oracle, place, problem, run, start
 
 from hwa_jax import online_average, with_online_average

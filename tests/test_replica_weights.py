@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hlo import collectives
+from hwa_jax.training.hlo import collectives
 from replicas import LAYOUTS, K, over_shards
 
 import hwa_jax

@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from hlo import collectives
+from hwa_jax.training.hlo import collectives
 
 from hwa_jax.algorithms import hwa
 from hwa_jax.training.session import Session

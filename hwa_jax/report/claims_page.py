@@ -252,6 +252,7 @@ BESIDE = {
     "sweep_swamp_digits": "SWAMP's N, SWA's start, period and rate, fraction per cycle and T0, each alone, on digits",
     "landscape_plane": "the plane through three weight vectors of one training by HWA, with its trajectory, and the segments between them",
     "communication": "what synchronizing costs between two hosts, measured and predicted",
+    "compiled_ahead": "what each device holds, and when it communicates, by the compilers for TPUs and GPUs",
     "benchmarks_cpu": "speed and memory on two CPU cores",
     "benchmarks_cpu_onednn": "the same with oneDNN's convolutions",
     "benchmarks_cpu_two_devices": "the same with huge pages and two devices on the CPU",

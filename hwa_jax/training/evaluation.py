@@ -121,7 +121,7 @@ class Evaluator:
         self._ensemble = jax.jit(ensemble_sums)
         mesh = particles.device_mesh() if mesh is None else mesh
         # Whole on every device, so that every process reads the sums of all particles.
-        self._stacked = jax.jit(
+        self.stacked_sums = jax.jit(
             particles.vectorize(sums, in_axes=(0, None, None, None), mesh=mesh), out_shardings=NamedSharding(mesh, PartitionSpec())
         )
 
@@ -131,7 +131,7 @@ class Evaluator:
 
     def stacked(self, params: Any, batch_stats: Any, split: Split) -> list[dict[str, float]]:
         """Metrics of every particle of stacked weights on a split."""
-        total = self._total(self._stacked, (params, batch_stats), split)
+        total = self._total(self.stacked_sums, (params, batch_stats), split)
         return [metrics(Sums(*(x[k] for x in total))) for k in range(len(total.nll))]
 
     def examples(self, params: Any, batch_stats: Any, split: Split) -> tuple[np.ndarray, np.ndarray]:

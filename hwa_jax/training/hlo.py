@@ -1,14 +1,20 @@
-"""Reads compiled HLO text: which computation holds a collective, and what leads there."""
+"""Reads the text of compiled programs (HLO): which computation holds a collective, and what leads there."""
 
 import re
+from typing import Any
 
 _COLLECTIVE = re.compile(
     r"\s(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(-start)?\("
 )
 
 
-def computations(text):
-    """Name -> instruction lines of every computation; the entry's name is under None."""
+def computations(text: str) -> dict[str | None, Any]:
+    """Name -> instruction lines of every computation; the entry's name is under None.
+
+    Example:
+        >>> computations("ENTRY %main (x: f32[]) -> f32[] {\\n  ROOT %y = f32[] negate(%x)\\n}")
+        {'main': ['  ROOT %y = f32[] negate(%x)'], None: 'main'}
+    """
     found, name = {}, None
     for line in text.splitlines():
         header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line)
@@ -24,8 +30,13 @@ def computations(text):
     return found
 
 
-def collectives(text):
-    """The lines of all collectives: (those that run on every call, those that only a conditional leads to)."""
+def collectives(text: str) -> tuple[list[str], list[str]]:
+    """The lines of all collectives: (those that run on every call, those that only a conditional leads to).
+
+    Example:
+        >>> collectives("ENTRY %main (x: f32[]) -> f32[] {\\n  ROOT %y = f32[] all-reduce(%x), to_apply=%sum\\n}")
+        (['ROOT %y = f32[] all-reduce(%x), to_apply=%sum'], [])
+    """
     found = computations(text)
     entry = found.pop(None)
     always, todo = set(), [entry]
@@ -40,3 +51,13 @@ def collectives(text):
         [line for name in found if name in always for line in lines[name]],
         [line for name in found if name not in always for line in lines[name]],
     )
+
+
+def operation(line: str) -> str:
+    """What a line of `collectives` does.
+
+    Example:
+        >>> operation("%y = f32[] all-reduce-start(%x), to_apply=%sum")
+        'all-reduce'
+    """
+    return _COLLECTIVE.search(line)[1]

@@ -1,0 +1,84 @@
+"""What compilers said of programs for accelerators that were not there, as text."""
+
+import collections
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from hwa_jax.report.tables import format_bytes, format_seconds, markdown_table
+from hwa_jax.storage import atomic
+from hwa_jax.training.ahead_of_time import CompiledProgram
+from hwa_jax.training.environment import environment
+
+
+def table(programs: Sequence[CompiledProgram]) -> str:
+    """A row for every program, in markdown.
+
+    Example:
+        >>> print(table([CompiledProgram("step", 2_000_000, 500_000, (), ("all-reduce",), 3.0)]))
+        | program | arguments | temporary | every call | where an average is due | to compile |
+        | :------ | --------: | --------: | ---------: | ---------------------: | ---------: |
+        | step    |      2 MB |    500 kB |       none |           1 all-reduce |        3 s |
+    """
+    return markdown_table(
+        ["program", "arguments", "temporary", "every call", "where an average is due", "to compile"],
+        [
+            [p.name, format_bytes(p.argument_bytes), format_bytes(p.temporary_bytes), _counts(p.always), _counts(p.sometimes), format_seconds(p.seconds)]
+            for p in programs
+        ], "lrrrrr",
+    )
+
+
+def add_to_report(directory: Path, config: ConfigDict, topology: str, device_kind: str, programs: Sequence[CompiledProgram], command: str) -> Path:
+    """Stores what was compiled, and writes report.md of all that the directory holds.
+
+    Args:
+        directory: made if absent; the same training for the same devices is replaced.
+        config: of the training.
+        topology: of which devices.
+        device_kind: their name.
+        programs: what was compiled.
+        command: that did it.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    # Where the configuration was given more than its file, the command tells them apart.
+    algorithm = "SWAMP" if "swamp" in config else "HWA"
+    number = config.swamp.num_particles if "swamp" in config else config.hwa.num_replicas
+    cell = {
+        "title": f"{algorithm} of {config.model.name}, {'N' if 'swamp' in config else 'K'} = {number}, {config.model.dtype}, on {topology}",
+        "device_kind": device_kind, "command": command, "environment": environment(), "programs": [program._asdict() for program in programs],
+    }
+    name = re.sub(r"[^\w.-]+", "_", cell["title"].replace(" = ", "").lower())
+    (directory / "cells").mkdir(parents=True, exist_ok=True)
+    atomic.write_json(directory / "cells" / f"{name}.json", cell)
+    cells = [json.loads(path.read_text()) for path in sorted(directory.glob("cells/*.json"))]
+    path = directory / "report.md"
+    atomic.write_text(path, "\n\n".join([
+        "# Compiled for accelerators that were not there",
+        "The trainers' own programs, compiled by XLA for TPU slices (libtpu) and for NVIDIA GPUs, on a machine with neither. Nothing was run: this shows that "
+        "the programs compile, what each device holds (arguments with the training images among them, and what a program needs beside), and which of them communicate: on every "
+        "call, or only where an average is due. A GPU's compiler chooses its convolutions by trying them, here it could not. Times to compile are of this machine.",
+        *(part for cell in cells for part in _section(cell)),
+    ]) + "\n")
+    return path
+
+
+def _section(cell):
+    machine = cell["environment"]
+    programs = [CompiledProgram(**program) for program in cell["programs"]]
+    return [
+        f"## {cell['title']} ({cell['device_kind']})", table(programs), f"```\n{cell['command']}\n```",
+        f"jax {machine['jax']}, jaxlib {machine['jaxlib']}, {machine['cpu_model']}, {machine['cpu_cores']} cores. Commit: {machine['git_commit']}.",
+    ]
+
+
+def _counts(operations):
+    return ", ".join(f"{number} {name}" for name, number in collections.Counter(operations).items()) or "none"
