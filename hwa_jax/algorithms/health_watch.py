@@ -11,11 +11,11 @@ from hwa_jax.algorithms import window_choice
 from hwa_jax.analysis import averaging_health
 from hwa_jax.analysis.averaging_health import Health
 from hwa_jax.analysis.connectivity import path_metrics
-from hwa_jax.errors import UserError
 from hwa_jax.online import is_synchronization_step
 from hwa_jax.storage.window_store import WindowStore
 from hwa_jax.training.loop import Event
 from hwa_jax.training.session import Session
+from hwa_jax.training.shared_stores import SharedWindow
 from hwa_jax.training.step import TrainState
 from hwa_jax.training.weights import Weights
 
@@ -34,14 +34,9 @@ class HealthWatch:
     Args:
         session: of the training.
         window: of outer weights.
-
-    Raises:
-        UserError: the training runs over several processes.
     """
 
-    def __init__(self, session: Session, window: WindowStore):
-        if jax.process_count() > 1:
-            raise UserError(f"evaluation.averaging_health=True: {jax.process_count()} processes train together, and the watch knows one; set it to False")
+    def __init__(self, session: Session, window: WindowStore | SharedWindow):
         self._session, self._setup, self._window = session, session.setup, window
         self._start = self._cosine = self._inner_loss = None
         self._said = set()

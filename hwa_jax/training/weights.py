@@ -3,7 +3,6 @@
 import logging
 from typing import Any, NamedTuple
 
-from hwa_jax import particles
 from hwa_jax.training.setup import Setup
 
 _logger = logging.getLogger(__name__)
@@ -29,4 +28,4 @@ def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
             "BatchNorm statistics moved by %.2g over the second half of %d images: raise recalibration_examples",
             report.unsettled, report.num_samples,
         )
-    return Weights(params, particles.put(batch_stats, setup.replicated))
+    return Weights(params, batch_stats)
