@@ -20,9 +20,9 @@ class Weights(NamedTuple):
     batch_stats: Any
 
 
-def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
-    """Weights with BatchNorm statistics of their own, and a warning where more images would still move them."""
-    batch_stats, report = setup.recalibrate(params, batch_stats)
+def recalibrated(setup: Setup, params: Any, batch_stats: Any, *, stacked: bool = False) -> Weights:
+    """Weights with BatchNorm statistics of their own, and a warning where more images would still move them; see `Recalibration`."""
+    batch_stats, report = setup.recalibrate(params, batch_stats, stacked=stacked)
     if report is not None and report.more_would_help:
         _logger.warning(
             "BatchNorm statistics moved by %.2g over the second half of %d images: raise recalibration_examples",
