@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from hwa_jax.collectives import together
+from hwa_jax.errors import Diverged
 
 # BatchNorm adds it to a variance, so what is smaller makes no difference to a network.
 _EPSILON = 1e-5
@@ -67,7 +68,8 @@ def recalibrate_batch_stats(
         float64, and a `RecalibrationReport`.
 
     Raises:
-        ValueError: no batches, a batch with no samples, moments that are no pairs or are not finite.
+        ValueError: no batches, a batch with no samples, moments that are no pairs.
+        Diverged: moments that are not finite.
 
     References:
         Chan, Golub, LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979.
@@ -158,7 +160,7 @@ def _as_float64(tree, index):
             raise ValueError(f"recalibrate_batch_stats: batch {index}: every leaf must be a tuple (mean, variance)")
         pair = tuple(np.asarray(x, np.float64) for x in pair)
         if not all(np.isfinite(x).all() for x in pair):
-            raise ValueError(f"recalibrate_batch_stats: the moments of batch {index} are not finite")
+            raise Diverged(f"recalibrate_batch_stats: the moments of batch {index} are not finite: the weights have diverged, lower the learning rate")
         return pair
 
     return _map_pairs(convert, tree)

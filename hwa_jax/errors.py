@@ -17,4 +17,4 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """A loss or gradient was not finite. Comparisons record it, and go on with their next training."""
+    """A loss, a gradient or what a layer put out was not finite. Comparisons record it, and go on with their next training."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from replicas import over_shards
 
 from hwa_jax import pool_across, recalibrate_batch_stats
+from hwa_jax.errors import Diverged
 from hwa_jax.particles import vectorize
 
 
@@ -152,7 +153,7 @@ def test_bad_input(batches, batch_moments, message):
 
 
 def test_initial_statistics_that_are_not_finite():
-    with pytest.raises(ValueError, match="the moments of batch initial are not finite"):
+    with pytest.raises(Diverged, match="the moments of batch initial are not finite: the weights have diverged"):
         recalibrate_batch_stats(moments, [np.ones((2, 1))], initial={"bn": (np.array([np.inf]), np.array([1.0]))})
 
 

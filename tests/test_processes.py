@@ -11,7 +11,7 @@ from process_runs import FIELDS, SECONDS, Processes, run
 from programs import ROOT, call
 from training_runs import checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, train  # noqa: F401
 
-NAMES = {"loss", "accuracy", "nll", "ece", "spread"}
+WATCHED = {"model.norm": "batch", "evaluation.averaging_health": True}
 
 
 def assert_same_weights(mine, theirs, rtol):
@@ -27,10 +27,9 @@ def assert_same_numbers(mine, theirs, rtol):
     assert ours.keys() == others.keys()
     for name, leaf in others.items():
         np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=rtol * np.abs(leaf).max(initial=0), err_msg=name)
-    assert [_identity(row) for row in rows(mine)] == [_identity(row) for row in rows(theirs)]
-    for row, other in zip(rows(mine), rows(theirs)):
-        for name in NAMES & row.keys():
-            assert row[name] == pytest.approx(other[name], rel=10 * rtol, abs=10 * rtol), (row, other)
+    for row, other in zip(rows(mine), rows(theirs), strict=True):
+        (measured, rest), (expected, other_rest) = _floats_and_others(row), _floats_and_others(other)
+        assert rest == other_rest and measured == pytest.approx(expected, rel=10 * rtol, abs=10 * rtol), (row, other)
 
 
 def _leaves(tree):
@@ -39,8 +38,9 @@ def _leaves(tree):
     return {name: leaf for name, leaf in named.items() if "distance" not in name and np.issubdtype(leaf.dtype, np.floating)}
 
 
-def _identity(row):
-    return {name: value for name, value in row.items() if name not in NAMES}
+def _floats_and_others(row):
+    floats = {name: value for name, value in row.items() if isinstance(value, float)}
+    return floats, {name: value for name, value in row.items() if name not in floats}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,15 @@ def test_two_processes_are_one_training(on_two_processes, compiled_once, tmp_pat
     assert read_json(directory / "environment.json")["num_processes"] == 2
     # Process 0 alone speaks.
     assert "weights:" in ends[0][1] and ends[1][1] == ""
+
+
+@pytest.mark.slow
+def test_two_processes_watch_their_averages_as_one_does(compilation_cache_dir, compiled_once, tmp_path):  # noqa: F811
+    run(tmp_path / "two", 2, 2, WATCHED, compiled=compilation_cache_dir)
+    train(tmp_path / "one", {**FIELDS, **WATCHED, "num_devices": 1})
+    assert_same_numbers(tmp_path / "two", tmp_path / "one", 1e-5)
+    # All but the first push measure everything: the window has two ends.
+    assert len([row for row in rows(tmp_path / "one", kind="health") if None not in row.values()]) == 4
 
 
 @pytest.mark.slow

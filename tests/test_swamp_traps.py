@@ -44,6 +44,14 @@ def test_statistics_are_those_of_the_weights_that_are_evaluated_and_shipped(tmp_
             np.testing.assert_allclose(batch_stats["norm1"][key], expected, rtol=1e-4, atol=1e-5, err_msg=f"{key} of {name}")
 
 
+def test_particles_last_weights_have_statistics_of_their_own(tmp_path):
+    # Without SWA a particle is its last weights.
+    final = prune(tmp_path, {"model.norm": "batch", "swamp.swa": False, "swamp.target_sparsity": 0.01})["final"]
+    for n in range(2):
+        for split, metrics in final[f"particle_{n}"].items():
+            assert final[f"last_{n}"][split] == pytest.approx(metrics, abs=1e-6)
+
+
 def test_no_decision_looks_at_validation_or_test_images(tmp_path):
     # The same weights, and every label outside of the held-out images is wrong: the gate measures and decides the same.
     setup = pruning_setup({"swamp.gate_fraction": 0.1, "swamp.averaging": "when_safe", "swamp.swa": False})

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from hwa_jax import particles
 from hwa_jax.algorithms import hwa
 from hwa_jax.data import Split
 from hwa_jax.errors import UserError
 from hwa_jax.training import loop
+from hwa_jax.training.weights import recalibrated
 from compilations import compilations
 from training_runs import (  # noqa: F401
     checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, small_config, small_setup, train,
@@ -71,11 +73,15 @@ def test_inner_weights_are_measured_one_step_before(finished, tmp_path):
     setup = small_setup({**LOGGED, "training.duration": "17 steps"})
     hwa.run(setup, tmp_path)
     state = checkpoint(tmp_path)
-    by_replica = setup.evaluator.stacked(state.params, state.batch_stats, setup.validation)
+    replicas = particles.unstack((state.params, state.batch_stats))
+    by_replica = [setup.evaluator.one(*recalibrated(setup, *weights), setup.validation) for weights in replicas]
     [row] = rows(directory, step=18, weights="inner", split="validation")
     for name in ("accuracy", "nll", "ece"):
         np.testing.assert_allclose(row[name], np.mean([metrics[name] for metrics in by_replica]), rtol=1e-6)
     assert by_replica[0]["nll"] != by_replica[1]["nll"]
+    # With the statistics that lag behind it is another figure.
+    lagging = [setup.evaluator.one(*weights, setup.validation)["nll"] for weights in replicas]
+    assert abs(row["nll"] - np.mean(lagging)) > 1e-3
 
 
 def read_events(path):

@@ -198,9 +198,9 @@ def _replicas(done, directory):
     if done.setup.num_replicas == 1 or done.setup.periods.total % done.setup.periods.sync == 0:
         return None
     run = stored_run.open_run(directory)
-    params, batch_stats = run.state.params, run.setup.recalibrate(run.state.params, run.state.batch_stats, stacked=True)[0]
+    replicas = recalibrated(run.setup, run.state.params, run.state.batch_stats, stacked=True)
     # The stored run lies on devices of its own.
     split = run.setup.test.select(slice(done.split.num_examples))
-    inner = np.mean([metrics["nll"] for metrics in run.setup.evaluator.stacked(params, batch_stats, split)])
+    inner = np.mean([metrics["nll"] for metrics in run.setup.evaluator.stacked(*replicas, split)])
     outer = recalibrated(run.setup, *hwa_weights.outer_weights(run.setup, run.state))
     return float(run.setup.evaluator.one(*outer, split)["nll"] - inner)

@@ -11,13 +11,13 @@ from hwa_jax.algorithms import window_choice
 from hwa_jax.analysis import averaging_health
 from hwa_jax.analysis.averaging_health import Health
 from hwa_jax.analysis.connectivity import path_metrics
-from hwa_jax.errors import UserError
 from hwa_jax.online import is_synchronization_step
 from hwa_jax.storage.window_store import WindowStore
 from hwa_jax.training.loop import Event
 from hwa_jax.training.session import Session
+from hwa_jax.training.shared_stores import SharedWindow
 from hwa_jax.training.step import TrainState
-from hwa_jax.training.weights import Weights
+from hwa_jax.training.weights import Weights, recalibrated
 
 _logger = logging.getLogger(__name__)
 
@@ -34,14 +34,9 @@ class HealthWatch:
     Args:
         session: of the training.
         window: of outer weights.
-
-    Raises:
-        UserError: the training runs over several processes.
     """
 
-    def __init__(self, session: Session, window: WindowStore):
-        if jax.process_count() > 1:
-            raise UserError(f"evaluation.averaging_health=True: {jax.process_count()} processes train together, and the watch knows one; set it to False")
+    def __init__(self, session: Session, window: WindowStore | SharedWindow):
         self._session, self._setup, self._window = session, session.setup, window
         self._start = self._cosine = self._inner_loss = None
         self._said = set()
@@ -74,8 +69,8 @@ class HealthWatch:
         state = self._session.without_lost(done - 1, state)
         with self._session.clock.activity("evaluation"):
             setup = self._setup
-            batch_stats, _ = setup.recalibrate(state.params, state.batch_stats, stacked=True)
-            self._inner_loss = np.mean([m["nll"] for m in setup.evaluator.stacked(state.params, batch_stats, setup.validation)])
+            inner = recalibrated(setup, state.params, state.batch_stats, stacked=True)
+            self._inner_loss = np.mean([m["nll"] for m in setup.evaluator.stacked(*inner, setup.validation)])
             # A run that was resumed within a cycle does not know how it began.
             self._cosine = None if self._start is None else float(averaging_health.movement_cosine(state.params, self._start))
             self._start = None
@@ -97,7 +92,7 @@ class HealthWatch:
         choice = window_choice.choose(setup, self._window, done)
         members = [step for step in self._window.stored_steps if step <= done][-choice.window_size:]
         params, batch_stats = setup.mean_over_replicas((state.params, state.batch_stats))
-        latest = Weights(params, setup.recalibrate(params, batch_stats)[0])
+        latest = recalibrated(setup, params, batch_stats)
         (loss, correct), (latest_loss, latest_correct) = (setup.evaluator.examples(*weights, split) for weights in (choice.weights, latest))
         gaps = loss - latest_loss
         return Health(

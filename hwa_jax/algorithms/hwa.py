@@ -43,6 +43,7 @@ from hwa_jax.training.setup import Setup, prepare
 from hwa_jax.training.shared_stores import SharedWindow
 from hwa_jax.training.step import PARTICLES, TrainState
 from hwa_jax.training.together import Algorithm, Request, alone
+from hwa_jax.training.weights import recalibrated
 from hwa_jax.training.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
@@ -215,9 +216,9 @@ class _Hwa:
         """The replicas one step before, since at a synchronization they have just been made equal."""
         state = self._session.without_lost(done - 1, state)
         with self._evaluating(state):
+            inner = recalibrated(self._setup, state.params, state.batch_stats, stacked=True)
             self._inner_metrics = {
-                name: average_metrics(self._setup.evaluator.stacked(state.params, state.batch_stats, split))
-                for name, split in self._curve_splits.items()
+                name: average_metrics(self._setup.evaluator.stacked(*inner, split)) for name, split in self._curve_splits.items()
             }
         return state
 

@@ -24,7 +24,7 @@ from hwa_jax.training import sparse_setup
 from hwa_jax.training.config import default_config, default_swamp_config
 from hwa_jax.training.environment import environment
 from hwa_jax.training.interruption import finished
-from hwa_jax.training.weights import Weights
+from hwa_jax.training.weights import recalibrated
 
 MAY_CHANGE = ("title", "description", "seeds")
 
@@ -141,9 +141,7 @@ def _level(subject: Subject, instruments: ConfigDict) -> dict[str, Any]:
 
 
 def _metrics(subject, weights, split):
-    params, batch_stats = weights
-    batch_stats, _ = subject.setup.recalibrate(params, batch_stats)
-    return subject.setup.evaluator.one(*Weights(params, batch_stats), split)
+    return subject.setup.evaluator.one(*recalibrated(subject.setup, *weights), split)
 
 
 def _test_examples(subject, instruments):

@@ -34,7 +34,7 @@ from hwa_jax.training.shared_stores import SharedCheckpoints
 from hwa_jax.training.sparse_setup import SparseSetup
 from hwa_jax.training.step import TrainState
 from hwa_jax.training.together import Algorithm, Request
-from hwa_jax.training.weights import Weights
+from hwa_jax.training.weights import Weights, recalibrated
 from hwa_jax.training.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
@@ -231,8 +231,9 @@ class PruningRun:
             name: {split: setup.evaluator.one(*weights, images) for split, images in splits.items()}
             for name, weights in stored.items()
         }
+        last = recalibrated(setup, trained.state.params, trained.state.batch_stats, stacked=True)
         for split, images in splits.items():
-            for n, metrics in enumerate(setup.evaluator.stacked(trained.state.params, trained.state.batch_stats, images)):
+            for n, metrics in enumerate(setup.evaluator.stacked(*last, images)):
                 evaluation.setdefault(f"last_{n}", {})[split] = metrics
         return {
             "cycle": trained.cycle, "num_particles": setup.num_replicas, "sparsity": sparsity(mask), "num_weights": masks.count(mask),

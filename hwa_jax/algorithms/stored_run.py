@@ -18,6 +18,7 @@ from hwa_jax.training.config import default_config
 from hwa_jax.training.predictor import description
 from hwa_jax.training.setup import Setup, prepare
 from hwa_jax.training.step import TrainState
+from hwa_jax.training.weights import recalibrated
 from hwa_jax.training.workdir import read_json
 
 SPLITS = ("train", "validation", "test")
@@ -208,8 +209,8 @@ def _require_kept(names, kept):
 
 
 def _inner(run, splits):
-    setup, state = run.setup, run.state
-    by_split = {split: setup.evaluator.stacked(state.params, state.batch_stats, getattr(setup, split)) for split in splits}
+    setup, inner = run.setup, recalibrated(run.setup, run.state.params, run.state.batch_stats, stacked=True)
+    by_split = {split: setup.evaluator.stacked(*inner, getattr(setup, split)) for split in splits}
     metrics = {"inner": {split: hwa_weights.average_metrics(replicas) for split, replicas in by_split.items()}}
     if setup.num_replicas > 1:
         metrics |= {f"inner {k}": {split: by_split[split][k] for split in splits} for k in range(setup.num_replicas)}

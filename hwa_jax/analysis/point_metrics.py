@@ -55,12 +55,12 @@ def evaluate_points(
     """
     num_points, devices = len(coefficients), setup.mesh.size
     size = -(-min(chunk_size, num_points) // devices) * devices
-    replicated_stats = particles.replicate(batch_stats, size)
+    replicated_stats = particles.put(particles.replicate(batch_stats, size), setup.stacked)
     found = []
     for start in progress(range(0, num_points, size)):
         # The last chunk is filled up with its last point.
         chosen = coefficients[np.minimum(np.arange(start, start + size), num_points - 1)]
-        params = combine(stacked, jnp.asarray(chosen))
+        params = particles.put(combine(stacked, jnp.asarray(chosen)), setup.stacked)
         stats, _ = setup.recalibrate(params, replicated_stats, stacked=True)
         found += setup.evaluator.stacked(params, stats, split)
     found = found[:num_points]

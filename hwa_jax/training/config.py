@@ -55,6 +55,7 @@ def default_config() -> ConfigDict:
         "replica_batch_sizes": (),
         # Acts on the averaged movement; "": none. With sgd, 0.7, 0.9 and Nesterov it is DiLoCo.
         "outer_optimizer": ConfigDict({"name": "", "learning_rate": 0.7, "momentum": 0.9, "nesterov": True, "options": ConfigDict()}),
+        # Training images on which every network that is evaluated runs forward first, for BatchNorm statistics of its own.
         "recalibration_examples": 2000,
     })
     config.evaluation.every = "1 epoch"

@@ -13,8 +13,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from hwa_jax import data, models, particles
-from hwa_jax.batch_stats import RecalibrationReport, recalibrate_batch_stats
+from hwa_jax import models, particles
 from hwa_jax.data import Dataset, Split, batches, streaming
 from hwa_jax.data.streamed import StreamedSplit
 from hwa_jax.errors import UserError
@@ -25,10 +24,11 @@ from hwa_jax.training.config import validate
 from hwa_jax.training.datasets import load_dataset
 from hwa_jax.training.devices import DATA, replica_mesh
 from hwa_jax.training.evaluation import Evaluator
-from hwa_jax.training.functional import FunctionalModel, as_pairs, from_nnx, from_pairs
+from hwa_jax.training.functional import FunctionalModel, from_nnx
 from hwa_jax.training.lost_replicas import restart_lost
 from hwa_jax.training.optimizers import make_optimizer, make_outer_optimizer, make_schedule, with_replica_weights
 from hwa_jax.training.periods import Periods
+from hwa_jax.training.recalibration import Recalibration
 from hwa_jax.training.seed_programs import SeedPrograms
 from hwa_jax.training.step import PARTICLES, STATE_AXES, Progress, TrainState, make_step
 
@@ -47,10 +47,10 @@ class Setup:
         periods: all lengths in steps.
         mesh: the devices; replicas along its axis "device", batches along "data" if it has that one.
         evaluator: weights and a split -> metrics.
+        recalibrate: weights -> BatchNorm statistics of their own.
         optimizer: the inner one wrapped in what the algorithm does at every step.
         num_replicas: K of HWA, N of SWAMP.
         data_mode: which examples a replica sees, see `batches.epoch_indices`.
-        recalibration_examples: training images from which BatchNorm statistics are computed anew.
         ema: the average of the weights that every step updates, or None.
     """
 
@@ -63,12 +63,12 @@ class Setup:
     model: FunctionalModel
     mesh: jax.sharding.Mesh
     evaluator: Evaluator
+    recalibrate: Recalibration
     schedule: optax.Schedule
     periods: Periods
     optimizer: optax.GradientTransformationExtraArgs
     num_replicas: int
     data_mode: str
-    recalibration_examples: int
     ema: Average | None
 
     def initial_state(self) -> TrainState:
@@ -99,9 +99,7 @@ class Setup:
 
     @property
     def _shardings(self):
-        return TrainState(*(
-            NamedSharding(self.mesh, PartitionSpec() if axis is None else PartitionSpec("device")) for axis in STATE_AXES
-        ))
+        return TrainState(*(self.replicated if axis is None else self.stacked for axis in STATE_AXES))
 
     @functools.cached_property
     def step(self):
@@ -218,6 +216,11 @@ class Setup:
         """The layout of what every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    @property
+    def stacked(self) -> NamedSharding:
+        """The layout of stacked leaves, which are cut over the devices."""
+        return NamedSharding(self.mesh, PartitionSpec("device"))
+
     @functools.cached_property
     def mean_over_replicas(self):
         """Stacked tree -> its mean, weighted as the replicas are, whole on every device; jitted."""
@@ -239,32 +242,6 @@ class Setup:
         """State -> the same with `lost_replicas.restart_lost`; jitted, the state is donated."""
         restart = functools.partial(restart_lost, weights=self.replica_weights)
         return jax.jit(particles.vectorize(restart, in_axes=(STATE_AXES,), out_axes=STATE_AXES, mesh=self.mesh), donate_argnums=0)
-
-    def recalibrate(self, params: Any, batch_stats: Any, *, stacked: bool = False) -> tuple[Any, RecalibrationReport | None]:
-        """BatchNorm statistics of these weights on training images; what came in, without BatchNorm.
-
-        Stacked weights get statistics each of their own, and the report is that of the least settled.
-        """
-        if not jax.tree.leaves(batch_stats):
-            return batch_stats, None
-        moments = self._stacked_moments if stacked else self._moments
-        number = min(self.recalibration_examples, self.dataset.train.num_examples)
-        pairs, report = recalibrate_batch_stats(
-            lambda images: (moments(params, batch_stats, images), len(images)),
-            self.train.image_batches(self.config.training.batch_size, number), initial=as_pairs(batch_stats),
-        )
-        return from_pairs(pairs), report
-
-    @functools.cached_property
-    def _moments(self):
-        return jax.jit(self._moments_of_one)
-
-    @functools.cached_property
-    def _stacked_moments(self):
-        return jax.jit(particles.vectorize(self._moments_of_one, in_axes=(0, 0, None), mesh=self.mesh))
-
-    def _moments_of_one(self, params, batch_stats, images):
-        return self.model.moments(params, batch_stats, data.augmentation.normalize(images, self.dataset.mean, self.dataset.std))
 
 
 def prepare(config: ConfigDict) -> Setup:
@@ -289,16 +266,15 @@ def prepare(config: ConfigDict) -> Setup:
     optimizer = with_replica_weights(optimizer, hwa.replica_weights, PARTICLES)
     decay = config.training.ema_decay
     setup = Setup(
-        **pieces(config, dataset, mesh), schedule=schedule, periods=periods, optimizer=optimizer,
-        num_replicas=hwa.num_replicas, data_mode=hwa.data_mode, recalibration_examples=hwa.recalibration_examples,
-        ema=exponential_average(decay) if decay else None,
+        **pieces(config, dataset, mesh, hwa.recalibration_examples), schedule=schedule, periods=periods, optimizer=optimizer,
+        num_replicas=hwa.num_replicas, data_mode=hwa.data_mode, ema=exponential_average(decay) if decay else None,
     )
     # What does not fit the network (init_from, optimizer.decay_pattern) is said before anything is written.
     jax.eval_shape(setup.initial_state)
     return setup
 
 
-def pieces(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def pieces(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh, recalibration_examples: int) -> dict[str, Any]:
     """The attributes of a `Setup` that no algorithm has its own way with."""
     model = from_nnx(lambda rngs: models.create(
         config.model.name, num_classes=dataset.num_classes, input_shape=dataset.train.image_shape,
@@ -306,14 +282,16 @@ def pieces(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> dic
     ), data_axis=_data_axis(mesh))
     replicated = NamedSharding(mesh, PartitionSpec())
     sample = dataset.train.select(np.arange(min(config.evaluation.train_examples, dataset.train.num_examples)))
-    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test, "train_sample": sample}
+    splits = {
+        name: dataclasses.replace(split, mesh=mesh) if isinstance(split, StreamedSplit) else batches.to_device(split, replicated)
+        for name, split in {"train": dataset.train, "validation": dataset.validation, "test": dataset.test, "train_sample": sample}.items()
+    }
     return {
-        "config": config, "dataset": dataset, "model": model, "mesh": mesh,
-        **{
-            name: dataclasses.replace(split, mesh=mesh) if isinstance(split, StreamedSplit) else batches.to_device(split, replicated)
-            for name, split in splits.items()
-        },
+        "config": config, "dataset": dataset, "model": model, "mesh": mesh, **splits,
         "evaluator": Evaluator(model, dataset.mean, dataset.std, batch_size=config.evaluation.batch_size, mesh=mesh),
+        "recalibrate": Recalibration(
+            model, dataset, splits["train"], batch_size=config.training.batch_size, num_examples=recalibration_examples, mesh=mesh
+        ),
     }
 
 

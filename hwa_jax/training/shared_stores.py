@@ -89,6 +89,10 @@ class SharedWindow:
         """As `WindowStore.mean`."""
         return processes.share(processes.on_leader(lambda: self._store.mean(size, upto=upto)), self._like)
 
+    def member(self, step: int) -> Any:
+        """As `WindowStore.member`."""
+        return processes.share(processes.on_leader(lambda: self._store.member(step)), self._like)
+
     def truncate(self, after: int) -> None:
         """As `WindowStore.truncate`."""
         processes.on_leader(lambda: self._store.truncate(after))

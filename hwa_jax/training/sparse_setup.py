@@ -152,11 +152,10 @@ def _build(config: ConfigDict, dataset: Dataset, held_out: Split, num_particles:
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, periods.epoch, periods.total)
     if swamp.swa:
         schedule = _with_swa(schedule, periods.ticket + periods.swa_start, swamp.swa_learning_rate)
-    common = pieces(config, dataset, mesh)
+    common = pieces(config, dataset, mesh, swamp.recalibration_examples)
     setup = SparseSetup(
         **common, schedule=schedule, periods=periods, optimizer=sparse_update(make_optimizer(config.optimizer, schedule)),
-        num_replicas=num_particles, data_mode="shared", recalibration_examples=swamp.recalibration_examples, ema=None,
-        held_out=held_out, swa=uniform_average() if swamp.swa else None,
+        num_replicas=num_particles, data_mode="shared", ema=None, held_out=held_out, swa=uniform_average() if swamp.swa else None,
     )
     return dataclasses.replace(setup, held_out=batches.to_device(held_out, setup.replicated))
 

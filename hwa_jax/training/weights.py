@@ -3,7 +3,6 @@
 import logging
 from typing import Any, NamedTuple
 
-from hwa_jax import particles
 from hwa_jax.training.setup import Setup
 
 _logger = logging.getLogger(__name__)
@@ -21,12 +20,12 @@ class Weights(NamedTuple):
     batch_stats: Any
 
 
-def recalibrated(setup: Setup, params: Any, batch_stats: Any) -> Weights:
-    """Weights with BatchNorm statistics of their own, and a warning where more images would still move them."""
-    batch_stats, report = setup.recalibrate(params, batch_stats)
+def recalibrated(setup: Setup, params: Any, batch_stats: Any, *, stacked: bool = False) -> Weights:
+    """Weights with BatchNorm statistics of their own, and a warning where more images would still move them; see `Recalibration`."""
+    batch_stats, report = setup.recalibrate(params, batch_stats, stacked=stacked)
     if report is not None and report.more_would_help:
         _logger.warning(
             "BatchNorm statistics moved by %.2g over the second half of %d images: raise recalibration_examples",
             report.unsettled, report.num_samples,
         )
-    return Weights(params, particles.put(batch_stats, setup.replicated))
+    return Weights(params, batch_stats)
