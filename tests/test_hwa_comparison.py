@@ -10,6 +10,7 @@ from hwa_jax.algorithms import hwa, hwa_comparison, hwa_tuning
 from hwa_jax.errors import UserError
 from hwa_jax.report.aggregation import aggregate
 from hwa_jax.report.hwa_claims import effects
+from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
 
 
 def tiny():
@@ -35,12 +36,9 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cells(directory, tmp_path_factory):
-    # Fourteen trainings of one network: what the first compiles serves the others.
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield hwa_comparison.run(tiny(), directory)
-    jax.config.update("jax_compilation_cache_dir", before)
+def cells(directory, compiled_once):  # noqa: F811
+    """Fourteen trainings of one network: what the first compiles serves the others."""
+    return hwa_comparison.run(tiny(), directory)
 
 
 def chosen(plain=0.1, offline=0.1, hwa_rate=0.1):

@@ -3,7 +3,6 @@
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 from pruning_runs import SMALL_PRUNING
@@ -15,7 +14,7 @@ from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.training.config import differences
 from hwa_jax.training.interruption import Interrupted
 from hwa_jax.training.together import alone
-from training_runs import set_fields
+from training_runs import compilation_cache_dir, compiled_once, set_fields  # noqa: F401
 
 RATES = {"learning_rate": 0.05, "swa_learning_rate": 0.02}
 TICKET = 0.5  # of an epoch of 8 steps; a cycle is one epoch
@@ -34,20 +33,12 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("comparison") / "run"
 
 
 @pytest.fixture(scope="module")
-def cells(directory, compiled):
+def cells(directory, compiled_once):  # noqa: F811
     return {cell["method"]: cell for cell in swamp_comparison.run(tiny(), directory)}
 
 
@@ -105,7 +96,7 @@ def test_particles_and_barriers_are_there_where_particles_are(cells):
                 assert level["best_particle"]["validation"]["accuracy"] >= level["particles"]["validation"]["accuracy"] - 1e-12
 
 
-def test_given_masks_are_those_of_swamp_bit_for_bit(tmp_path, compiled):
+def test_given_masks_are_those_of_swamp_bit_for_bit(tmp_path, compiled_once):  # noqa: F811
     given, source = (alone(swamp_methods.algorithm(tiny(), method, 0, RATES, tmp_path)) for method in ("swamp_mask", "swamp"))
     for cycle in range(3):
         ours, theirs = (named_leaves(run.weights(cycle, "average")[1]) for run in (given, source))
@@ -119,7 +110,7 @@ def test_an_ensemble_has_two_different_members(cells):
     assert ensemble["test"]["nll"] <= ensemble["particles"]["test"]["nll"]
 
 
-def test_one_shot_masks_are_the_largest_of_the_dense_network(tmp_path, compiled):
+def test_one_shot_masks_are_the_largest_of_the_dense_network(tmp_path, compiled_once):  # noqa: F811
     run = alone(swamp_methods.algorithm(tiny(), "one_shot", 0, RATES, tmp_path))
     [weights, _] = alone(swamp_methods.algorithm(tiny(), "imp", 0, RATES, tmp_path)).weights(0, "average")
     kernels = {name: leaf for name, leaf in named_leaves(weights.params).items() if name.endswith("kernel")}
@@ -139,7 +130,7 @@ def test_tuning_takes_the_better_rate_and_publishes_the_grid(cells, directory):
     assert tuning["chosen"] == {"learning_rate": 0.05, "swa_learning_rate": 0.02} == cells["imp"]["rates"]
 
 
-def test_a_training_that_diverges_is_recorded_and_the_next_one_runs(tmp_path, compiled):
+def test_a_training_that_diverges_is_recorded_and_the_next_one_runs(tmp_path, compiled_once):  # noqa: F811
     config = tiny()
     config.methods, config.learning_rates = ("imp", "random"), (1e30,)
     found = swamp_comparison.run(config, tmp_path / "run")
@@ -164,7 +155,7 @@ def test_finished_cells_are_not_trained_again(cells, directory, monkeypatch):
     assert untimed(again["swamp_mask"]) == untimed(cells["swamp_mask"])
 
 
-def test_seeds_train_together_and_what_is_finished_stays(cells, tmp_path, compiled):
+def test_seeds_train_together_and_what_is_finished_stays(cells, tmp_path, compiled_once):  # noqa: F811
     config = tiny()
     config.learning_rates, config.seeds, config.seeds_at_once, config.methods = (0.05,), (0, 1), 2, ("imp",)
     before = swamp_comparison.run(config, tmp_path / "run")
