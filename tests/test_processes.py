@@ -1,5 +1,6 @@
 """One training over several processes: the numbers of one process, one writer, one end."""
 
+import random
 import time
 
 import jax
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from hwa_jax.training.workdir import read_json
-from process_runs import FIELDS, SECONDS, Processes, run
+from killed_processes import Kill, finish, kill_once
+from process_runs import FIELDS, SECONDS, TRAIN_HWA, Processes, run
 from programs import ROOT, call
 from training_runs import checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, train  # noqa: F401
 
@@ -58,6 +60,15 @@ def test_two_processes_are_one_training(on_two_processes, compiled_once, tmp_pat
     assert read_json(directory / "environment.json")["num_processes"] == 2
     # Process 0 alone speaks.
     assert "weights:" in ends[0][1] and ends[1][1] == ""
+
+
+def test_kills_of_one_process_and_of_both(on_two_processes, compilation_cache_dir, tmp_path):  # noqa: F811
+    layout, rng = {"program": TRAIN_HWA, "devices": 2, "compiled": compilation_cache_dir}, random.Random(0)
+    # After the checkpoint of step 10.
+    assert kill_once(tmp_path / "run", Kill("step", "within", (1,)), 11, rng, **layout) == 11
+    assert kill_once(tmp_path / "run", Kill("push", "within", (0, 1)), 1, rng, **layout) == 12
+    finish(tmp_path / "run", **layout)
+    assert_same_weights(tmp_path / "run", on_two_processes[0], 0)
 
 
 @pytest.mark.slow

@@ -156,6 +156,18 @@ def to_leader(tree: Any) -> Any:
     return None
 
 
+def explain_lost(error: BaseException, peer_timeout: int) -> None:
+    """Returns where `error` is this process's own; where it comes of the loss of another one, the watch ends this process with its line.
+
+    Args:
+        error: what a step or a collective raised. Of a lost process it says no more than that a connection was closed.
+        peer_timeout: as of `join`.
+    """
+    # Memory that runs out does so in this process.
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        peers.wait_for_verdict(peer_timeout)
+
+
 def end_all(reason: str, code: int) -> None:
     """Ends this process, one of several, and within seconds the others, which say why.
 
