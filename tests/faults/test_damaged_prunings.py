@@ -17,7 +17,7 @@ from pruning_runs import SMALL_PRUNING, prune
 from short_runs import compilation_cache_dir, compiled_once, give_again, outside  # noqa: F401
 
 # Three cycles; the weights of the particles differ from their average.
-RUN = {**SMALL_PRUNING, "swamp.target_sparsity": 0.55}
+RUN = {**SMALL_PRUNING, "swamp.target_sparsity": 0.55, "schedule.name": "constant", "schedule.warmup": "0 steps"}
 
 
 def exported(directory):
