@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from hwa_jax.training import peers
+from hwa_jax.training.processes import explain_lost
 from hwa_jax.training.workdir import read_json
 from killed_processes import Kill, finish, kill_once
 from process_runs import FIELDS, SECONDS, TRAIN_HWA, Processes, run
@@ -132,6 +134,17 @@ def test_what_ends_one_process_ends_all_with_its_line(compilation_cache_dir, tmp
     assert [code for code, _, _ in ends] == [2, 2], ends
     assert all("holds files but no config.json" in stderr for _, _, stderr in ends)
     assert list(listing(tmp_path / "b")) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(("error", "waits"), [
+    (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"), True), (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation failed"), True),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False), (ValueError("shapes differ"), False), (KeyboardInterrupt(), False),
+])
+def test_an_error_of_the_runtime_waits_for_the_name_of_the_lost_one(monkeypatch, error, waits):
+    waited = []
+    monkeypatch.setattr(peers, "wait_for_verdict", waited.append)
+    explain_lost(error, 7)
+    assert waited == [7] * waits
 
 
 FLAGS = {
