@@ -23,8 +23,11 @@ PHASES_OF_ALL = ("step", "inner evaluation", "synchronization", "push", "evaluat
 # Process 0 alone writes and removes.
 PHASES_OF_0 = ("checkpoints commit", "checkpoints eviction", "window eviction")
 MOMENTS = ("enter", "within", "exit")
-# Nine cycles of eight steps: every kill but the last may let one through.
-PRUNING = {**PRUNING_FIELDS, "swamp.target_sparsity": 0.98, "swamp.num_particles": 2, "training.duration": "5 steps", "swamp.swa_start": "1 steps"}
+# Ten cycles of five steps, since every kill may let one through; three checkpoints in each, of which the first one goes.
+PRUNING = {
+    **PRUNING_FIELDS, "swamp.target_sparsity": 0.98, "swamp.num_particles": 2, "training.duration": "5 steps", "swamp.swa_start": "1 steps",
+    "checkpoint.every": "2 steps",
+}
 PRUNING_PHASES = {
     "epoch": 1, "step": 0, "collect": 1, "log": 0, "checkpoint": 1, "checkpoints commit": 0, "checkpoints eviction": 0, "weights": 0, "store": 1, "prune": 1,
 }
