@@ -58,23 +58,28 @@ def watch():
         return perform(event._replace(act=watched(event.name, event.act)), done, state)
 
     loop.run, loop.perform = watched_run, watched_perform
-    remove = atomic.remove_directory
-
-    def watched_remove(path):
-        store, name = os.path.split(path)
-        member = re.match(r"step_(\d+)", name)
-        if not member:
-            return remove(path)
-        # Pruning keeps the checkpoints of each cycle in a directory of their own.
-        store = re.sub(r"cycle_\d+", "checkpoints", os.path.basename(store))
-        return watched(f"{store} eviction", lambda *_: remove(path))(int(member[1]), None)
-
-    atomic.remove_directory = watched_remove
+    watch_stores("remove_directory", "eviction", ("checkpoints", "window"))
+    watch_stores("commit_directory", "commit", ("checkpoints",))
     watch_between_cycles(PruningRun, "store", lambda trained, *args, **keywords: trained.cycle)
     for name in ("prune", "finish"):
         watch_between_cycles(PruningRun, name, lambda cycle, *args: cycle)
     save = cycle_files.save_sparse_weights
     cycle_files.save_sparse_weights = lambda path, *args: watched("weights", lambda *_: save(path, *args))(args[-1]["cycle"], None)
+
+
+def watch_stores(name, phase, stores):
+    """Wraps what removes or commits a step of these stores; the step's directory is its last argument."""
+    act = getattr(atomic, name)
+
+    def call(*paths):
+        directory, step = os.path.split(paths[-1])
+        # Pruning keeps the checkpoints of each cycle in a directory of their own.
+        store, member = re.sub(r"cycle_\d+", "checkpoints", os.path.basename(directory)), re.match(r"step_(\d+)", step)
+        if store not in stores or not member:
+            return act(*paths)
+        return watched(f"{store} {phase}", lambda *_: act(*paths))(int(member[1]), None)
+
+    setattr(atomic, name, call)
 
 
 def watch_between_cycles(place, name, cycle_of):
@@ -86,7 +91,7 @@ def watch_between_cycles(place, name, cycle_of):
     setattr(place, name, call)
 
 
-def watched_command(program, config, fields, compiled):
+def watched_command(program, config, fields, compiled, *, devices=1):
     """Arguments and environment of a watched program, less its work directory.
 
     Args:
@@ -94,32 +99,51 @@ def watched_command(program, config, fields, compiled):
         config: of configs/.
         fields: dotted name -> value.
         compiled: the directory of compiled programs.
+        devices: how many fake ones it has.
     """
     environment = {
         **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT),
     }
     overrides = [f"--config.{field}={value}" for field, value in fields.items()]
     return [sys.executable, __file__, program, f"--config={ROOT / 'configs' / config}", *overrides], environment
 
 
 class Child:
-    """The training as a child process that waits before and after every step and event."""
+    """The training as a child process that waits before and after every step and event.
 
-    def __init__(self, command, directory):
+    Args:
+        command: as `watched_command` returns it.
+        directory: the work directory.
+        flags: further ones.
+        waits: False: it goes on without asking.
+        stderr: as of `subprocess.Popen`.
+    """
+
+    def __init__(self, command, directory, flags=(), *, waits=True, stderr=None):
         arguments, environment = command
         self.process = subprocess.Popen(
-            [*arguments, f"--workdir={directory}"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [*arguments, f"--workdir={directory}", *flags], env=environment, stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=stderr, text=True,
         )
 
     def wait_for(self, moment, phase, least):
         """Lets it go until `moment` ("enter" or "exit") of `phase` after at least so many steps; returns the step."""
         for line in self.process.stdout:
-            said, *name, done = line.split()
-            if (said, " ".join(name)) == (moment, phase) and int(done) >= least:
-                return int(done)
-            self.go()
+            said, *name = line.split() or [""]
+            if (said, " ".join(name[:-1])) == (moment, phase) and int(name[-1]) >= least:
+                return int(name[-1])
+            if said in ("enter", "exit"):
+                self.go()
         raise AssertionError(f"ended with {self.process.wait()} before it could {moment} {phase} after step {least}")
+
+    def reach(self, phase, moment, least, rng):
+        """Lets it go until before ("enter"), "within" or after ("exit") a phase, after at least so many steps; returns the step."""
+        done = self.wait_for("enter" if moment == "within" else moment, phase, least)
+        if moment == "within":
+            self.go()
+            time.sleep(rng.uniform(0, 0.02))
+        return done
 
     def go(self):
         self.process.stdin.write("\n")
@@ -145,10 +169,7 @@ class Child:
 def kill_once(command, directory, phase, moment, least, rng):
     """One start that is killed before ("enter"), "within" or after ("exit") a phase; the step at which it was."""
     child = Child(command, directory)
-    done = child.wait_for("enter" if moment == "within" else moment, phase, least)
-    if moment == "within":
-        child.go()
-        time.sleep(rng.uniform(0, 0.02))
+    done = child.reach(phase, moment, least, rng)
     child.kill()
     return done
 

@@ -37,6 +37,13 @@ TRAIN_SWAMP = Program("experiments/train_swamp.py", "configs/swamp_digits.py", P
 SECONDS = 400
 
 
+def free_port():
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Processes:
     """A training of several processes; a context manager that leaves none of them behind.
 
@@ -52,15 +59,12 @@ class Processes:
     """
 
     def __init__(self, directory, num_processes, devices, fields=(), *, program=TRAIN_HWA, compiled, others=None, environment=()):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         command = [
             sys.executable, str(ROOT / program.script), f"--config={ROOT / program.config}", f"--workdir={directory}",
             *(f"--config.{field}={value}" for field, value in {**program.fields, **dict(fields)}.items()),
         ]
         if num_processes > 1:
-            command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}"]
+            command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={num_processes}"]
         variables = {
             **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT), **dict(environment),

@@ -26,10 +26,10 @@ def whole(outside, tmp_path_factory):
     return exported(directory)
 
 
-def give_again(directory):
+def give_again(directory, program="train_hwa.py", config="hwa_digits.py", fields={**SMALL, **RUN}):
     """The end of the program in this work directory; where it refuses, one clear line is all that it says."""
-    fields = [f"--config.{field}={value}" for field, value in {**SMALL, **RUN}.items()]
-    ended = call("train_hwa.py", f"--config={ROOT / 'configs/hwa_digits.py'}", f"--workdir={directory}", *fields)
+    overrides = [f"--config.{field}={value}" for field, value in fields.items()]
+    ended = call(program, f"--config={ROOT / 'configs' / config}", f"--workdir={directory}", *overrides)
     if ended.code:
         assert ended.code == 2, ended
         [line] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]

@@ -1,13 +1,17 @@
 """One training over several processes: the numbers of one process, one writer, one end."""
 
+import random
 import time
 
 import jax
 import numpy as np
 import pytest
 
+from hwa_jax.training import peers
+from hwa_jax.training.processes import explain_lost
 from hwa_jax.training.workdir import read_json
-from process_runs import FIELDS, SECONDS, Processes, run
+from killed_processes import Kill, finish, kill_once
+from process_runs import FIELDS, SECONDS, TRAIN_HWA, Processes, run
 from programs import ROOT, call
 from training_runs import checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, train  # noqa: F401
 
@@ -58,6 +62,15 @@ def test_two_processes_are_one_training(on_two_processes, compiled_once, tmp_pat
     assert read_json(directory / "environment.json")["num_processes"] == 2
     # Process 0 alone speaks.
     assert "weights:" in ends[0][1] and ends[1][1] == ""
+
+
+def test_kills_of_one_process_and_of_both(on_two_processes, compilation_cache_dir, tmp_path):  # noqa: F811
+    layout, rng = {"program": TRAIN_HWA, "devices": 2, "compiled": compilation_cache_dir}, random.Random(0)
+    # After the checkpoint of step 10.
+    assert kill_once(tmp_path / "run", Kill("step", "within", (1,)), 11, rng, **layout) == 11
+    assert kill_once(tmp_path / "run", Kill("push", "within", (0, 1)), 1, rng, **layout) == 12
+    finish(tmp_path / "run", **layout)
+    assert_same_weights(tmp_path / "run", on_two_processes[0], 0)
 
 
 @pytest.mark.slow
@@ -130,6 +143,17 @@ def test_what_ends_one_process_ends_all_with_its_line(compilation_cache_dir, tmp
     assert [code for code, _, _ in ends] == [2, 2], ends
     assert all("holds files but no config.json" in stderr for _, _, stderr in ends)
     assert list(listing(tmp_path / "b")) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(("error", "waits"), [
+    (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"), True), (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation failed"), True),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False), (ValueError("shapes differ"), False), (KeyboardInterrupt(), False),
+])
+def test_an_error_of_the_runtime_waits_for_the_name_of_the_lost_one(monkeypatch, error, waits):
+    waited = []
+    monkeypatch.setattr(peers, "wait_for_verdict", waited.append)
+    explain_lost(error, 7)
+    assert waited == [7] * waits
 
 
 FLAGS = {

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from killed_training import Child, run_through, watched_command
-from process_runs import SECONDS, run
+from process_runs import SECONDS, free_port, run
 from programs import ROOT
 from training_runs import (  # noqa: F401
     SMALL, checkpoint, compilation_cache_dir, compiled_once, exported, rows, set_fields, small_config, small_setup, train,
@@ -147,9 +146,7 @@ def test_two_processes_are_one_training(compilation_cache_dir, tmp_path):  # noq
 
 @pytest.mark.slow
 def test_a_process_reads_its_share_alone(data_dir):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     workers = [
         subprocess.Popen([sys.executable, ROOT / "tests/streaming_worker.py", str(port), str(number), data_dir], env=environment,

@@ -3,14 +3,18 @@
 Of several processes process 0 alone reads and writes; what it has read, all are given.
 """
 
+import contextlib
+import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from hwa_jax import masks
+from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
 from hwa_jax.training import processes
@@ -41,8 +45,22 @@ def cycle_directory(directory: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def read_metrics(directory: pathlib.Path) -> dict[str, Any] | None:
-    """The figures of the cycle in `directory`; None if it is not finished."""
-    return processes.from_leader(lambda: read_json(directory / "metrics.json"))
+    """The figures of the cycle in `directory`; None if it is not finished.
+
+    Raises:
+        UserError: metrics.json is damaged.
+    """
+
+    def read():
+        with _naming_the_way_out(directory):
+            metrics = read_json(directory / "metrics.json")
+            # An earlier version stored none.
+            expected = metrics and metrics.pop("checksum", None)
+            if expected is not None and expected != _checksum(metrics):
+                raise UserError(f"{directory / 'metrics.json'}: is damaged (the checksum differs); restore it")
+        return metrics
+
+    return processes.from_leader(read)
 
 
 def read_cycle(directory: pathlib.Path, mask: Any) -> Solution | None:
@@ -60,8 +78,9 @@ def read_cycle(directory: pathlib.Path, mask: Any) -> Solution | None:
         return None
 
     def read():
-        params, batch_stats, stored_mask = load_sparse_weights(directory / f"{metrics['solution']}.safetensors")
-        masks.check_equal(mask, stored_mask)
+        with _naming_the_way_out(directory):
+            params, batch_stats, stored_mask = load_sparse_weights(directory / f"{metrics['solution']}.safetensors")
+            masks.check_equal(mask, stored_mask)
         return Weights(params, batch_stats)
 
     weights = processes.on_leader(read)
@@ -91,5 +110,21 @@ def write_cycle(
     aside.mkdir(parents=True)
     for name, these in weights.items():
         save_sparse_weights(aside / f"{name}.safetensors", *these, mask, {"weights": name, **about})
-    atomic.write_json(aside / "metrics.json", metrics)
+    # Which weights the next mask is made of hangs on one digit of it.
+    atomic.write_json(aside / "metrics.json", {**metrics, "checksum": _checksum(metrics)})
+    if directory.exists():  # a cycle that has lost its metrics.json was trained again
+        atomic.remove_directory(directory)
     atomic.commit_directory(aside, directory)
+
+
+@contextlib.contextmanager
+def _naming_the_way_out(directory: pathlib.Path) -> Iterator[None]:
+    """Adds to a damage of a finished cycle what may be done about it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; or delete {directory}, and the training makes it again") from error
+
+
+def _checksum(metrics):
+    return zlib.crc32(json.dumps(metrics).encode())

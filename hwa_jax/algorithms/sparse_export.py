@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from hwa_jax import masks
+from hwa_jax.algorithms.cycle_files import read_metrics
 from hwa_jax.algorithms.stored_run import finished_cycles, published, read_record
 from hwa_jax.storage import safetensors
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
@@ -51,7 +52,7 @@ def open_cycle(directory: str | os.PathLike, cycle: int | None = None) -> Stored
     record = read_record(directory, "swamp")
     finished, cycle = finished_cycles(directory, cycle)
     stored = finished[cycle]
-    metrics = read_json(stored / "metrics.json")
+    metrics = read_metrics(stored)
     weights = stored / f"{metrics['solution']}.safetensors"
     params, batch_stats, mask = load_sparse_weights(weights)
     about = {key: value for key, value in safetensors.load_metadata(weights).items() if key != "shapes"}

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from hwa_jax import particles
 from hwa_jax.algorithms import hwa_weights, stored_run
+from hwa_jax.algorithms.cycle_files import read_metrics
 from hwa_jax.analysis.studies import Subject
 from hwa_jax.errors import UserError
 from hwa_jax.online import is_synchronization_step
@@ -67,7 +68,7 @@ def _of_pruning(directory, record, cycle):
     setup = prepare(_for_these_devices(config))
     stored_run.require_same_data(directory, setup, record["data_fingerprint"])
     cycles, cycle = stored_run.finished_cycles(directory, cycle)
-    metrics = {number: read_json(path / "metrics.json") for number, path in cycles.items()}
+    metrics = {number: read_metrics(path) for number, path in cycles.items()}
     found = {f"cycle {number}": _load(path / f"{metrics[number]['solution']}.safetensors")[0] for number, path in cycles.items()}
     average, mask = _load(cycles[cycle] / "average.safetensors")
     files = [cycles[cycle] / f"particle_{n}.safetensors" for n in range(metrics[cycle]["num_particles"])]

@@ -17,6 +17,19 @@ def of_array(array):
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
+def of_arrays(arrays, text):
+    """Checksum of a text and of named arrays, their names, dtypes and shapes included; int.
+
+    Example:
+        >>> of_arrays({"w": np.zeros(2)}, "") == of_arrays({"w": np.zeros((2, 1))}, "")
+        False
+    """
+    checksum = zlib.crc32(text.encode())
+    for name, array in sorted(arrays.items()):
+        checksum = zlib.crc32(f"\n{name} {array.dtype} {array.shape} {of_array(array)}".encode(), checksum)
+    return checksum
+
+
 def of_files(directory):
     """Checksums of all files below ``directory``: dict from relative path to int.
 

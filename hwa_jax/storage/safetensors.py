@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from hwa_jax.errors import UserError
-from hwa_jax.storage import atomic
+from hwa_jax.storage import atomic, checksum
 
 GROUPS = ("params", "batch_stats")
-_METADATA = "hwa_jax"
+_METADATA, _CHECKSUM = "hwa_jax", "hwa_jax_checksum"
 
 
 def save_weights(path: str | os.PathLike, params: Any, batch_stats: Any, metadata: dict[str, Any] | None = None) -> None:
@@ -93,20 +93,27 @@ def write_arrays(
 
     # Not ascontiguousarray, which makes a scalar a vector.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    atomic.write_bytes(path, save(contiguous, {**(others or {}), _METADATA: json.dumps(metadata or {})}))
+    about = json.dumps(metadata or {})
+    header = {**(others or {}), _METADATA: about, _CHECKSUM: str(checksum.of_arrays(contiguous, about))}
+    atomic.write_bytes(path, save(contiguous, header))
 
 
 def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays of any safetensors file by name, and the entries of its header.
 
     Raises:
-        UserError: no such file, no complete safetensors file, or a dtype that NumPy lacks.
+        UserError: no such file, no complete safetensors file, a dtype that NumPy lacks, or one of `write_arrays`
+            that was altered since.
     """
     with _open(path) as file:
         try:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
+            arrays, header = {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
         except (AttributeError, TypeError) as error:  # what safetensors makes of float8
             raise UserError(f"{path}: holds a dtype that NumPy lacks ({error}); convert it to float32") from error
+    # Files of other programs, and of earlier versions, have none.
+    if _CHECKSUM in header and header[_CHECKSUM] != str(checksum.of_arrays(arrays, header.get(_METADATA, ""))):
+        raise UserError(f"{path}: is damaged (the checksum differs); copy it again")
+    return arrays, header
 
 
 def as_weights(where: str | os.PathLike, arrays: dict[str, np.ndarray], like: tuple[Any, Any] | None = None) -> tuple[Any, Any]:

@@ -6,12 +6,15 @@ All of it goes through the key-value store of JAX's distributed runtime, which p
 import atexit
 import collections
 import contextlib
+import ctypes
 import itertools
 import json
 import logging
 import os
+import signal
 import sys
 import threading
+import time
 
 import jax
 
@@ -54,7 +57,9 @@ class Silence:
 
 
 def watch(timeout: int) -> None:
-    """From now on this process ends, with one line, where another one ends by `tell`, or is silent for so many seconds."""
+    """From now on this process ends, with one line, where another one ends by `tell`, is killed, or is silent for so many seconds."""
+    if jax.process_index():
+        ctypes.CDLL(None).signal(signal.SIGABRT, _end_after_abort)
     stopped, silence = threading.Event(), Silence(round(timeout / POLL_SECONDS))
 
     def look():
@@ -100,6 +105,12 @@ def _talk(stopped, silence):
             _end_with(f"process {number} ended: {reason}", code)
 
 
+def wait_for_verdict(timeout: int) -> None:
+    """Waits as long as `watch(timeout)` may take to end this process, after a collective failed: it says which process is lost."""
+    # A busy machine looks less often.
+    time.sleep(1.5 * timeout)
+
+
 def tell(reason: str, code: int) -> None:
     """Ends the other processes within seconds; they say why and exit with `code`.
 
@@ -121,6 +132,13 @@ def end(code: int) -> None:
 def _end_with(line, code):
     print(f"error: {line}", file=sys.stderr)
     end(code)
+
+
+# Where process 0 is gone, the runtime's own thread calls abort: a handler of Python's would never be run.
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _end_after_abort(number):
+    del number
+    _end_with("process 0 is gone, and the others cannot go on without it: the same command continues", 1)
 
 
 def _others(said):

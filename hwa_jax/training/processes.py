@@ -7,6 +7,7 @@ directory need not be seen by the other hosts. With one process nothing here com
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ from hwa_jax.training import peers
 
 # The runtime's own limit of silence; it ends processes by an abort that names nobody.
 _RUNTIME_TIMEOUT = 100
+# With these the runtime's errors begin where a connection was closed; not where memory runs out, say.
+_STATUS_OF_OTHERS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 
 
 def join(
@@ -154,6 +157,18 @@ def to_leader(tree: Any) -> Any:
     for leaf in leaves:
         _leaf_to_host(leaf)
     return None
+
+
+def explain_lost(error: BaseException, peer_timeout: int) -> None:
+    """Returns where `error` is this process's own; where it comes of the loss of another one, the watch ends this process with its line.
+
+    Args:
+        error: what a step or a collective raised. Of a lost process it says no more than that a connection was closed.
+        peer_timeout: as of `join`.
+    """
+    # By its text: where it is dispatched, JAX makes a ValueError of the runtime's error.
+    if _STATUS_OF_OTHERS.match(str(error)):
+        peers.wait_for_verdict(peer_timeout)
 
 
 def end_all(reason: str, code: int) -> None:

@@ -72,6 +72,7 @@ def run(main: Callable[..., int | None], commands: Sequence[str] = (), *, severa
             return INTERRUPTED
         except (Exception, KeyboardInterrupt) as error:
             if processes.are_several():
+                processes.explain_lost(error, flags.FLAGS.peer_timeout)
                 traceback.print_exc()
                 processes.end_all(_one_line(f"{type(error).__name__}: {error}"), 1)
             raise

@@ -1,30 +1,12 @@
 """Every file that a run leaves, truncated, with a flipped bit, or missing: the same command ends right, or says one clear line."""
 
-import pathlib
 import random
 import shutil
 
-import numpy as np
 import pytest
 
+from damaged_files import DAMAGES, are_equal, files_by_kind, give_again_after
 from short_runs import RUN, compilation_cache_dir, compiled_once, exported, give_again, outside, train, whole  # noqa: F401
-
-
-def truncate(path, rng):
-    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
-
-
-def flip(path, rng):
-    content = bytearray(path.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    path.write_bytes(content)
-
-
-def remove(path, rng):
-    path.unlink()
-
-
-DAMAGES = {"truncated": truncate, "bit flipped": flip, "missing": remove}
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +17,12 @@ def interrupted(outside, tmp_path_factory):  # noqa: F811
     return directory
 
 
-def files_by_kind(directory):
-    """The name of a file, or of the last directory below a numbered step, -> paths; empty files hold nothing to damage."""
-    kinds = {}
-    for path in sorted(pathlib.Path(directory).rglob("*")):
-        if path.is_file() and path.stat().st_size:
-            parts = [part for part in path.relative_to(directory).parts if not part.startswith("step_")]
-            kinds.setdefault("/".join([*parts[:-1][:3], "*" if "d" in parts[:-1] else parts[-1]]), []).append(path.relative_to(directory))
-    return kinds
-
-
 def continue_damaged(run, whole, path, damage, rng, place):  # noqa: F811
     """Damages a copy and gives the same command; how it went."""
-    copy = pathlib.Path(shutil.copytree(run, place / "run"))
-    DAMAGES[damage](copy / path, rng)
-    ended = give_again(copy)
-    if ended.code:
+    _, ended, weights = give_again_after(damage, run, path, place, rng, give_again=give_again, exported=exported)
+    if weights is None:
         return "refused"
-    mine = exported(copy)
-    assert mine.keys() == whole.keys()
-    same = all(np.array_equal(mine[name], whole[name]) for name in whole)
+    same = are_equal(weights, whole)
     # A lost member of the window cannot be made again, but it is not lost in silence.
     assert same or "the window has lost its members" in ended.stderr, (path, damage, ended.stderr)
     return "same" if same else "warned"

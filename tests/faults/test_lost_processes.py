@@ -1,63 +1,122 @@
-"""One of two processes, or both, killed or stopped: nobody hangs, and the same command goes on to the same bits."""
+"""One of two processes, or both, killed, stopped or asked to end in every phase: nobody hangs, and the same command goes on to the same bits."""
 
+import collections
+import itertools
 import random
 import signal
-import time
 
 import numpy as np
 import pytest
 
-from process_runs import SECONDS, Processes, run
-from training_runs import checkpoint, compilation_cache_dir, exported  # noqa: F401
+from killed_processes import PEER_TIMEOUT, Kill, WatchedPair, finish, kill_once, stop_once
+from process_runs import PRUNING_FIELDS, TRAIN_HWA, TRAIN_SWAMP
+from training_runs import SMALL, checkpoint, compilation_cache_dir, exported, listing, rows  # noqa: F401
 
-PEER_TIMEOUT = 8
-# Long enough to be killed in, and never finished.
-ENDLESS = {"training.duration": "1000000 steps", "hwa.sync_period": "1000 steps", "logging.every": "500 steps",
-           "evaluation.every": "1000000 steps", "checkpoint.every": "1000000 steps"}
-SHORT = {"training.duration": "300 steps", "evaluation.every": "300 steps", "checkpoint.every": "20 steps", "logging.every": "20 steps"}
+pytestmark = pytest.mark.slow
+
+# A small part of everything: statistics to average, momentum, a window and checkpoints that lose members.
+FIELDS = {
+    **SMALL, "num_devices": 0, "hwa.num_replicas": 2, "model.norm": "batch", "optimizer.momentum": 0.9, "training.duration": "60 steps",
+    "hwa.sync_period": "2 steps", "hwa.window_size": 2, "evaluation.every": "4 steps", "checkpoint.every": "3 steps", "logging.every": "2 steps",
+}
+PHASES_OF_ALL = ("step", "inner evaluation", "synchronization", "push", "evaluation", "log", "checkpoint")
+# Process 0 alone writes and removes.
+PHASES_OF_0 = ("checkpoints commit", "checkpoints eviction", "window eviction")
+MOMENTS = ("enter", "within", "exit")
+# Ten cycles of five steps, since every kill may let one through; three checkpoints in each, of which the first one goes.
+PRUNING = {
+    **PRUNING_FIELDS, "swamp.target_sparsity": 0.98, "swamp.num_particles": 2, "training.duration": "5 steps", "swamp.swa_start": "1 steps",
+    "checkpoint.every": "2 steps",
+}
+PRUNING_PHASES = {
+    "epoch": 1, "step": 0, "collect": 1, "log": 0, "checkpoint": 1, "checkpoints commit": 0, "checkpoints eviction": 0, "weights": 0, "store": 1, "prune": 1,
+}
 
 
-def wait_until(condition, processes):
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        assert any(process.poll() is None for process in processes.all), processes.ended()
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stuck", [0, 1])
-def test_a_stuck_process_is_named_by_the_other(compilation_cache_dir, tmp_path, stuck):  # noqa: F811
-    patience = {number: [f"--peer_timeout={PEER_TIMEOUT}"] for number in (0, 1)}
-    with Processes(tmp_path, 2, 1, ENDLESS, compiled=compilation_cache_dir, others=patience) as processes:
-        wait_until((tmp_path / "metrics.jsonl").is_file, processes)
-        time.sleep(2)  # the watch has heard both
-        processes.all[stuck].send_signal(signal.SIGSTOP)
-        other = processes.all[1 - stuck]
-        _, stderr = other.communicate(timeout=SECONDS)
-        assert other.returncode == 1, stderr[-2000:]
-    said = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert said == [
-        f"error: process {stuck} has been silent for {PEER_TIMEOUT} s: it is stopped, or its host or network is gone; end it, "
-        "and the same command continues (--peer_timeout waits longer)"
+def planned():
+    """Three runs of ten kills: every phase with each of both processes and with both, and before, within and after it."""
+    victims = {**dict.fromkeys(PHASES_OF_ALL, [(0,), (1,), (0, 1)]), **dict.fromkeys(PHASES_OF_0, [(0,), (0, 1), (0,)])}
+    kills = [
+        Kill(phase, MOMENTS[(turn + place) % 3], these)
+        for turn, (phase, each) in enumerate(victims.items()) for place, these in enumerate(each)
     ]
+    random.Random(0).shuffle(kills)
+    return [kills[start:start + 10] for start in range(0, len(kills), 10)]
 
 
-@pytest.mark.slow
-def test_kills_of_one_process_and_of_all(compilation_cache_dir, tmp_path):  # noqa: F811
-    rng, directory = random.Random(0), tmp_path / "run"
-    run(tmp_path / "whole", 2, 1, SHORT, compiled=compilation_cache_dir)
-    for victims in ([1], [0], [0, 1]):
-        before = sorted(directory.glob("checkpoints/step_*"))
-        with Processes(directory, 2, 1, SHORT, compiled=compilation_cache_dir) as processes:
-            wait_until(lambda: sorted(directory.glob("checkpoints/step_*")) != before, processes)
-            time.sleep(rng.uniform(0, 0.3))
-            for number in victims:
-                processes.all[number].kill()
-            ends = processes.ended()
-        assert all(code != 0 for code, _, _ in ends), ends
-    run(directory, 2, 1, SHORT, compiled=compilation_cache_dir)
-    mine, whole = exported(directory), exported(tmp_path / "whole")
-    for name, leaf in mine.items():
-        np.testing.assert_array_equal(leaf, whole[name], err_msg=name)
-    assert int(checkpoint(directory).step) == 300
+def test_the_plan_has_all_phases():
+    runs = planned()
+    assert [len(kills) for kills in runs] == [10, 10, 10]
+    kills = list(itertools.chain(*runs))
+    assert {(kill.phase, kill.moment) for kill in kills} == set(itertools.product(PHASES_OF_ALL + PHASES_OF_0, MOMENTS))
+    by_victims = collections.Counter(kill.victims for kill in kills)
+    assert by_victims == {(0,): 13, (1,): 7, (0, 1): 10}
+    assert {kill.phase for kill in kills if kill.victims == (1,)} == {*PHASES_OF_ALL}
+
+
+@pytest.fixture(scope="module")
+def layout(compilation_cache_dir):  # noqa: F811
+    return {"program": TRAIN_HWA._replace(fields=FIELDS), "devices": 1, "compiled": compilation_cache_dir}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(layout, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finish(directory, **layout)
+    return directory
+
+
+def assert_same_run(directory, uninterrupted):
+    mine, whole = exported(directory), exported(uninterrupted)
+    assert mine.keys() == whole.keys() and int(checkpoint(directory).step) == 60
+    for name, leaf in whole.items():
+        np.testing.assert_array_equal(mine[name], leaf, err_msg=name)
+    assert rows(directory) == rows(uninterrupted)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_kills_in_every_phase(layout, uninterrupted, tmp_path, number):
+    rng, least = random.Random(number), 1
+    for kill in planned()[number]:
+        done = kill_once(tmp_path / "run", kill, 1 if "eviction" in kill.phase else least, rng, **layout)
+        # Back and forth: sometimes at once after the resume, sometimes further on.
+        least = min(done + rng.randint(-2, 3), 30)
+    finish(tmp_path / "run", **layout)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_process_is_named_by_the_other_and_then_killed(layout, uninterrupted, tmp_path, stopped):
+    stop_once(tmp_path / "run", stopped, "step", 12, random.Random(stopped), **layout)
+    assert not (tmp_path / "run" / "results.json").exists()
+    finish(tmp_path / "run", **layout)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize(("asked", "phase"), [(0, "step"), (1, "evaluation"), (0, "push"), (1, "checkpoint")])
+def test_a_signal_to_one_of_them_makes_a_checkpoint(layout, uninterrupted, tmp_path, asked, phase):
+    with WatchedPair(tmp_path / "run", asked, **layout) as pair:
+        done = pair.waiting.reach(phase, "within", 8, random.Random(asked))
+        pair.waiting.process.send_signal(signal.SIGTERM)
+        pair.waiting.process.stdin.close()
+        pair.waiting.process.stdin = None
+        ends = [pair.end_of(number, 10 * PEER_TIMEOUT) for number in range(2)]
+    assert [code for code, _ in ends] == [143, 143], ends
+    # They agree on a step that none of them has begun.
+    assert done <= int(checkpoint(tmp_path / "run").step) < 60 and "stopped by a signal after step" in ends[0][1]
+    finish(tmp_path / "run", **layout)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_kills_in_every_phase_of_a_pruning(compilation_cache_dir, tmp_path):  # noqa: F811
+    layout, rng = {"program": TRAIN_SWAMP._replace(fields=PRUNING), "devices": 1, "compiled": compilation_cache_dir}, random.Random(3)
+    finish(tmp_path / "whole", **layout)
+    for turn, (phase, process) in enumerate(PRUNING_PHASES.items()):
+        victims = (process,) if turn % 3 else (process, 1 - process)
+        kill_once(tmp_path / "run", Kill(phase, MOMENTS[turn % 2], victims), 0, rng, **layout)
+    kill_once(tmp_path / "run", Kill("finish", "enter", (0,)), 0, rng, **layout)
+    finish(tmp_path / "run", **layout)
+    mine, whole = listing(tmp_path / "run"), listing(tmp_path / "whole")
+    weights = [path for path in whole if path.endswith(".safetensors")]
+    assert len(weights) > 20 and all(mine[path] == whole[path] for path in weights)
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")

@@ -115,3 +115,26 @@ def test_a_signal_makes_a_checkpoint(command, uninterrupted, tmp_path, number):
     assert int(checkpoint(tmp_path / "run").step) == 7
     assert Child(command, tmp_path / "run").finish() == 0
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", [phase for phase in PHASES if "eviction" not in phase])
+def test_a_signal_within_a_phase_and_a_kill_while_its_checkpoint_is_written(command, uninterrupted, tmp_path, phase):
+    rng = random.Random(phase)
+    for killed in (True, False):
+        child = Child(command, tmp_path / "run")
+        done = child.reach(phase, "within", 7, rng)
+        child.process.send_signal(signal.SIGTERM)
+        child.wait_for("exit", phase, done)
+        child.go()
+        if killed:
+            # All of it is written, and nothing has its name yet.
+            child.wait_for("enter", "checkpoints commit", done)
+            child.kill()
+            assert list((tmp_path / "run" / "checkpoints").glob(f".saving-step_{done:08d}.*"))
+        else:
+            assert child.finish() == 143
+        # Where it was killed that of every third step is left, one of this very step among them.
+        assert int(checkpoint(tmp_path / "run").step) == (done - done % 3 if killed else done)
+    assert Child(command, tmp_path / "run").finish() == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
