@@ -8,27 +8,24 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from hwa_jax.report.tables import format_bytes, format_seconds, markdown_table
+from hwa_jax.report.tables import format_bytes, markdown_table
 from hwa_jax.storage import atomic
 from hwa_jax.training.ahead_of_time import CompiledProgram
 from hwa_jax.training.environment import environment
 
 
 def table(programs: Sequence[CompiledProgram]) -> str:
-    """A row for every program, in markdown.
+    """A row for every program, in markdown; bytes are those on each device.
 
     Example:
         >>> print(table([CompiledProgram("step", 2_000_000, 500_000, (), ("all-reduce",), 3.0)]))
-        | program | arguments | temporary | every call | where an average is due | to compile |
-        | :------ | --------: | --------: | ---------: | ---------------------: | ---------: |
-        | step    |      2 MB |    500 kB |       none |           1 all-reduce |        3 s |
+        | program | arguments | temporary | every call | where an average is due |
+        | :------ | --------: | --------: | ---------: | ----------------------: |
+        | step    |      2 MB |    500 kB |       none |            1 all-reduce |
     """
     return markdown_table(
-        ["program", "arguments", "temporary", "every call", "where an average is due", "to compile"],
-        [
-            [p.name, format_bytes(p.argument_bytes), format_bytes(p.temporary_bytes), _counts(p.always), _counts(p.sometimes), format_seconds(p.seconds)]
-            for p in programs
-        ], "lrrrrr",
+        ["program", "arguments", "temporary", "every call", "where an average is due"],
+        [[p.name, format_bytes(p.argument_bytes), format_bytes(p.temporary_bytes), _counts(p.always), _counts(p.sometimes)] for p in programs], "lrrrr",
     )
 
 
@@ -65,7 +62,7 @@ def add_to_report(directory: Path, config: ConfigDict, topology: str, device_kin
         "# Compiled for accelerators that were not there",
         "The trainers' own programs, compiled by XLA for TPU slices (libtpu) and for NVIDIA GPUs, on a machine with neither. Nothing was run: this shows that "
         "the programs compile, what each device holds (arguments with the training images among them, and what a program needs beside), and which of them communicate: on every "
-        "call, or only where an average is due. A GPU's compiler chooses its convolutions by trying them, here it could not. Times to compile are of this machine.",
+        "call, or only where an average is due. A GPU's compiler chooses its convolutions by trying them, here it could not.",
         *(part for cell in cells for part in _section(cell)),
     ]) + "\n")
     return path

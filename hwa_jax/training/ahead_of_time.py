@@ -28,7 +28,7 @@ class CompiledProgram(NamedTuple):
         temporary_bytes: that it needs beside its arguments, on each device.
         always: instructions that communicate on every call, "all-reduce" for example.
         sometimes: those that only a condition leads to, as a synchronization is.
-        seconds: to compile it.
+        seconds: to compile it, here and now.
     """
 
     name: str
