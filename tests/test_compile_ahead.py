@@ -11,8 +11,9 @@ import jax
 import pytest
 
 from hwa_jax import UserError
+from hwa_jax.report.compiled import add_to_report
 from hwa_jax.training import absent_devices
-from hwa_jax.training.ahead_of_time import compile_programs
+from hwa_jax.training.ahead_of_time import CompiledProgram, compile_programs
 from programs import ROOT
 from pruning_runs import pruning_setup
 from training_runs import small_setup
@@ -46,6 +47,17 @@ def test_what_is_no_name_of_devices():
     for name in ("v5e", "v5e:0x2", "v5e:2x2x2x2", "h100:four"):
         with pytest.raises(UserError, match=f"^--topology={name}: give kind:size"):
             absent_devices.devices(name)
+
+
+def test_a_report_of_all_that_was_compiled(tmp_path):
+    config = small_setup().config
+    first, second = (CompiledProgram("step", size, 0, ("all-reduce", "all-reduce"), (), 1.0) for size in (2_000_000, 3_000_000))
+    for topology, program in (("v5e:2x2", first), ("h100:4", first), ("v5e:2x2", second)):
+        path = add_to_report(tmp_path / "report", config, topology, "a kind", [program], f"command for {topology}")
+    text = path.read_text()
+    # The same training for the same devices is replaced.
+    assert text.count("## HWA of") == 2 and [text.count(f"| {size} MB |") for size in (2, 3)] == [1, 1]
+    assert text.count("2 all-reduce") == 2 and "command for h100:4" in text
 
 
 LIBRARY = Path(os.environ.get("TPU_LIBRARY_PATH", ROOT / "build" / "tpu" / "libtpu" / "libtpu.so"))
