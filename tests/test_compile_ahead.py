@@ -56,7 +56,7 @@ def test_a_report_of_all_that_was_compiled(tmp_path):
         path = add_to_report(tmp_path / "report", config, topology, "a kind", [program], f"command for {topology}")
     text = path.read_text()
     # The same training for the same devices is replaced.
-    assert text.count("## HWA of") == 2 and [text.count(f"| {size} MB |") for size in (2, 3)] == [1, 1]
+    assert text.count("## HWA of") == 2 and [text.count(f" {size} MB |") for size in (2, 3)] == [1, 1]
     assert text.count("2 all-reduce") == 2 and "command for h100:4" in text
 
 
