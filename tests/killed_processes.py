@@ -100,6 +100,19 @@ def stop_once(directory, stopped, phase, least, rng, **layout):
         assert code == 1 and said == [LOST[1].replace("process 1", f"process {stopped}")], (code, stderr[-3000:])
 
 
+def signal_once(directory, asked, phase, least, rng, **layout):
+    """One start in which one process gets SIGTERM within a phase and both end as asked; returns the step or cycle."""
+    with WatchedPair(directory, asked, **layout) as pair:
+        done = pair.waiting.reach(phase, "within", least, rng)
+        pair.waiting.process.send_signal(signal.SIGTERM)
+        pair.waiting.process.stdin.close()
+        pair.waiting.process.stdin = None  # `communicate` would flush it
+        ends = [pair.end_of(number, 10 * PEER_TIMEOUT) for number in range(2)]
+    assert [code for code, _ in ends] == [143, 143], ends
+    assert "stopped by a signal" in ends[0][1]
+    return done
+
+
 def finish(directory, *, program, devices, compiled):
     """The same command, to its end."""
     run(directory, 2, devices, program=program, compiled=compiled)

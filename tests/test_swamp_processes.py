@@ -1,19 +1,16 @@
-"""One pruning over several processes: the masks and weights of one process, whatever N, and after a kill the same bits."""
+"""One pruning over several processes: the masks and weights of one process, whatever N."""
 
 import shutil
-import time
 
 import numpy as np
 import pytest
 
 from hwa_jax.training.workdir import read_json
-from process_runs import PRUNING_FIELDS, SECONDS, TRAIN_SWAMP, Processes, run
+from process_runs import PRUNING_FIELDS, TRAIN_SWAMP, run
 from pruning_runs import cycle_weights, prune
-from training_runs import compilation_cache_dir, compiled_once, listing, rows  # noqa: F401
+from training_runs import compilation_cache_dir, compiled_once, rows  # noqa: F401
 
 TRAIN_IN_FLOAT64 = TRAIN_SWAMP._replace(script="tests/float64_network.py", fields={**PRUNING_FIELDS, "swamp.prunable": "", "optimizer.decay_pattern": "."})
-# Three cycles of 12 steps after a ticket of 4, a checkpoint after every third step.
-LONGER = {"training.duration": "12 steps", "swamp.target_sparsity": 0.55}
 
 
 def assert_same_pruning(mine, theirs, rtol):
@@ -71,33 +68,6 @@ def test_cycles_in_float64(compilation_cache_dir, tmp_path):  # noqa: F811
         run(tmp_path / name, *layout, program=TRAIN_IN_FLOAT64, compiled=compilation_cache_dir, environment={"JAX_ENABLE_X64": "1"})
     assert {leaf.dtype for leaf in cycle_weights(tmp_path / "two", 0)[0].values()} == {np.dtype(np.float64)}
     assert_same_pruning(tmp_path / "two", tmp_path / "one", 1e-9)
-
-
-@pytest.mark.slow
-def test_kills_of_one_process_and_of_all_and_a_signal(compilation_cache_dir, tmp_path):  # noqa: F811
-    def training():
-        return Processes(tmp_path / "run", 2, 2, LONGER, program=TRAIN_SWAMP, compiled=compilation_cache_dir)
-
-    run(tmp_path / "whole", 2, 2, LONGER, program=TRAIN_SWAMP, compiled=compilation_cache_dir)
-    # In the ticket's training, in the first cycle and in the second.
-    for part, victims in (("checkpoints/ticket", [1]), ("checkpoints/cycle_000", [0, 1]), ("checkpoints/cycle_001", [])):
-        with training() as processes:
-            deadline = time.monotonic() + SECONDS
-            while not list((tmp_path / "run" / part).glob("step_*")):
-                assert time.monotonic() < deadline and all(process.poll() is None for process in processes.all), processes.ended()
-                time.sleep(0.02)
-            for number in victims:
-                processes.all[number].kill()
-            if not victims:
-                processes.interrupt(1)
-            ends = processes.ended()
-        assert all(code != 0 for code, _, _ in ends) and (victims or [code for code, _, _ in ends] == [143, 143]), ends
-        assert not (tmp_path / "run" / "results.json").exists()
-    with training() as processes:
-        assert [code for code, _, _ in processes.ended()] == [0, 0]
-    mine, whole = listing(tmp_path / "run"), listing(tmp_path / "whole")
-    weights = [path for path in whole if path.endswith(".safetensors")]
-    assert len(weights) == 3 * 5 + 1 and all(mine[path] == whole[path] for path in weights)
 
 
 @pytest.mark.slow

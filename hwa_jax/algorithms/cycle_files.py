@@ -4,10 +4,8 @@ Of several processes process 0 alone reads and writes; what it has read, all are
 """
 
 import contextlib
-import json
 import pathlib
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +13,7 @@ import jax
 
 from hwa_jax import masks
 from hwa_jax.errors import UserError
-from hwa_jax.storage import atomic
+from hwa_jax.storage import atomic, checksum
 from hwa_jax.storage.sparse_weights import load_sparse_weights, save_sparse_weights
 from hwa_jax.training import processes
 from hwa_jax.training.weights import Weights
@@ -56,7 +54,7 @@ def read_metrics(directory: pathlib.Path) -> dict[str, Any] | None:
             metrics = read_json(directory / "metrics.json")
             # An earlier version stored none.
             expected = metrics and metrics.pop("checksum", None)
-            if expected is not None and expected != _checksum(metrics):
+            if expected is not None and expected != checksum.of_json(metrics):
                 raise UserError(f"{directory / 'metrics.json'}: is damaged (the checksum differs); restore it")
         return metrics
 
@@ -111,7 +109,7 @@ def write_cycle(
     for name, these in weights.items():
         save_sparse_weights(aside / f"{name}.safetensors", *these, mask, {"weights": name, **about})
     # Which weights the next mask is made of hangs on one digit of it.
-    atomic.write_json(aside / "metrics.json", {**metrics, "checksum": _checksum(metrics)})
+    atomic.write_json(aside / "metrics.json", {**metrics, "checksum": checksum.of_json(metrics)})
     if directory.exists():  # a cycle that has lost its metrics.json was trained again
         atomic.remove_directory(directory)
     atomic.commit_directory(aside, directory)
@@ -124,7 +122,3 @@ def _naming_the_way_out(directory: pathlib.Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{error}; or delete {directory}, and the training makes it again") from error
-
-
-def _checksum(metrics):
-    return zlib.crc32(json.dumps(metrics).encode())

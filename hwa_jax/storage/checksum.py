@@ -1,5 +1,6 @@
-"""CRC-32 checksums of arrays and of the files in a directory."""
+"""CRC-32 checksums of arrays, of JSON and of the files in a directory."""
 
+import json
 import os
 import zlib
 
@@ -17,14 +18,24 @@ def of_array(array):
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
-def of_arrays(arrays, text):
-    """Checksum of a text and of named arrays, their names, dtypes and shapes included; int.
+def of_json(value):
+    """Checksum of a value as JSON writes it; int.
 
     Example:
-        >>> of_arrays({"w": np.zeros(2)}, "") == of_arrays({"w": np.zeros((2, 1))}, "")
+        >>> of_json({"a": (1, 2)}) == of_json({"a": [1, 2]}), of_json({"a": 1}) == of_json({"a": 2})
+        (True, False)
+    """
+    return zlib.crc32(json.dumps(value).encode())
+
+
+def of_arrays(arrays, metadata):
+    """Checksum of what JSON writes, and of named arrays, their names, dtypes and shapes included; int.
+
+    Example:
+        >>> of_arrays({"w": np.zeros(2)}, {}) == of_arrays({"w": np.zeros((2, 1))}, {})
         False
     """
-    checksum = zlib.crc32(text.encode())
+    checksum = of_json(metadata)
     for name, array in sorted(arrays.items()):
         checksum = zlib.crc32(f"\n{name} {array.dtype} {array.shape} {of_array(array)}".encode(), checksum)
     return checksum

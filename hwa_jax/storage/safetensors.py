@@ -11,7 +11,9 @@ from hwa_jax.errors import UserError
 from hwa_jax.storage import atomic, checksum
 
 GROUPS = ("params", "batch_stats")
-_METADATA, _CHECKSUM = "hwa_jax", "hwa_jax_checksum"
+_METADATA = "hwa_jax"
+# Within the metadata: of several entries of a header safetensors changes the order from file to file.
+_CHECKSUM = "checksum"
 
 
 def save_weights(path: str | os.PathLike, params: Any, batch_stats: Any, metadata: dict[str, Any] | None = None) -> None:
@@ -59,10 +61,7 @@ def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
         UserError: no such file, or no safetensors file.
     """
     with _open(path) as file:
-        try:
-            return own_metadata(file.metadata() or {})
-        except ValueError as error:
-            raise UserError(f"{path}: what its header says about the weights is not JSON ({error}); copy it again") from error
+        return _split_metadata(path, file.metadata() or {})[0]
 
 
 def own_metadata(header: dict[str, str]) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def own_metadata(header: dict[str, str]) -> dict[str, Any]:
         >>> own_metadata({"format": "pt"}), own_metadata({"hwa_jax": '{"weights": "hwa"}'})
         ({}, {'weights': 'hwa'})
     """
-    return json.loads(header.get(_METADATA, "{}"))
+    return _split_metadata("header", header)[0]
 
 
 def write_arrays(
@@ -93,9 +92,9 @@ def write_arrays(
 
     # Not ascontiguousarray, which makes a scalar a vector.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    about = json.dumps(metadata or {})
-    header = {**(others or {}), _METADATA: about, _CHECKSUM: str(checksum.of_arrays(contiguous, about))}
-    atomic.write_bytes(path, save(contiguous, header))
+    metadata = metadata or {}
+    about = {**metadata, _CHECKSUM: checksum.of_arrays(contiguous, metadata)}
+    atomic.write_bytes(path, save(contiguous, {**(others or {}), _METADATA: json.dumps(about)}))
 
 
 def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -110,8 +109,9 @@ def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
             arrays, header = {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
         except (AttributeError, TypeError) as error:  # what safetensors makes of float8
             raise UserError(f"{path}: holds a dtype that NumPy lacks ({error}); convert it to float32") from error
+    about, expected = _split_metadata(path, header)
     # Files of other programs, and of earlier versions, have none.
-    if _CHECKSUM in header and header[_CHECKSUM] != str(checksum.of_arrays(arrays, header.get(_METADATA, ""))):
+    if expected is not None and expected != checksum.of_arrays(arrays, about):
         raise UserError(f"{path}: is damaged (the checksum differs); copy it again")
     return arrays, header
 
@@ -170,6 +170,15 @@ def first_difference(arrays: dict[str, Any], others: dict[str, Any]) -> tuple[st
         if mine.get(name) != wanted.get(name):
             return name, mine.get(name, "missing"), wanted.get(name, "missing")
     return None
+
+
+def _split_metadata(where, header):
+    """What a header says about the weights, and the checksum of both, or None."""
+    try:
+        about = json.loads(header.get(_METADATA, "{}"))
+    except ValueError as error:
+        raise UserError(f"{where}: what its header says about the weights is not JSON ({error}); copy it again") from error
+    return about, about.pop(_CHECKSUM, None) if isinstance(about, dict) else None
 
 
 def _open(path):

@@ -3,12 +3,11 @@
 import collections
 import itertools
 import random
-import signal
 
 import numpy as np
 import pytest
 
-from killed_processes import PEER_TIMEOUT, Kill, WatchedPair, finish, kill_once, stop_once
+from killed_processes import Kill, finish, kill_once, signal_once, stop_once
 from process_runs import PRUNING_FIELDS, TRAIN_HWA, TRAIN_SWAMP
 from training_runs import SMALL, checkpoint, compilation_cache_dir, exported, listing, rows  # noqa: F401
 
@@ -95,25 +94,20 @@ def test_a_stopped_process_is_named_by_the_other_and_then_killed(layout, uninter
 
 @pytest.mark.parametrize(("asked", "phase"), [(0, "step"), (1, "evaluation"), (0, "push"), (1, "checkpoint")])
 def test_a_signal_to_one_of_them_makes_a_checkpoint(layout, uninterrupted, tmp_path, asked, phase):
-    with WatchedPair(tmp_path / "run", asked, **layout) as pair:
-        done = pair.waiting.reach(phase, "within", 8, random.Random(asked))
-        pair.waiting.process.send_signal(signal.SIGTERM)
-        pair.waiting.process.stdin.close()
-        pair.waiting.process.stdin = None
-        ends = [pair.end_of(number, 10 * PEER_TIMEOUT) for number in range(2)]
-    assert [code for code, _ in ends] == [143, 143], ends
+    done = signal_once(tmp_path / "run", asked, phase, 8, random.Random(asked), **layout)
     # They agree on a step that none of them has begun.
-    assert done <= int(checkpoint(tmp_path / "run").step) < 60 and "stopped by a signal after step" in ends[0][1]
+    assert done <= int(checkpoint(tmp_path / "run").step) < 60
     finish(tmp_path / "run", **layout)
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_kills_in_every_phase_of_a_pruning(compilation_cache_dir, tmp_path):  # noqa: F811
+def test_kills_in_every_phase_of_a_pruning_and_a_signal(compilation_cache_dir, tmp_path):  # noqa: F811
     layout, rng = {"program": TRAIN_SWAMP._replace(fields=PRUNING), "devices": 1, "compiled": compilation_cache_dir}, random.Random(3)
     finish(tmp_path / "whole", **layout)
     for turn, (phase, process) in enumerate(PRUNING_PHASES.items()):
         victims = (process,) if turn % 3 else (process, 1 - process)
         kill_once(tmp_path / "run", Kill(phase, MOMENTS[turn % 2], victims), 0, rng, **layout)
+    signal_once(tmp_path / "run", 1, "step", 0, rng, **layout)
     kill_once(tmp_path / "run", Kill("finish", "enter", (0,)), 0, rng, **layout)
     finish(tmp_path / "run", **layout)
     mine, whole = listing(tmp_path / "run"), listing(tmp_path / "whole")
