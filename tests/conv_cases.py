@@ -43,9 +43,10 @@ GEOMETRIES = {
 
 
 def random_pair(lhs_shape, rhs_shape, lhs_axes=(), rhs_axes=(), dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(0))
-    lhs = jax.random.normal(keys[0], (*lhs_axes, *lhs_shape), dtype)
-    return lhs, jax.random.normal(keys[1], (*rhs_axes, *rhs_shape), dtype)
+    """Made by NumPy: JAX would compile a program per shape."""
+    rng = np.random.default_rng(0)
+    shapes = (*lhs_axes, *lhs_shape), (*rhs_axes, *rhs_shape)
+    return tuple(jnp.asarray(rng.normal(size=shape).astype(dtype)) for shape in shapes)
 
 
 def nonlinear(convolve, options):

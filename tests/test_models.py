@@ -11,6 +11,9 @@ from flax import nnx
 
 from hwa_jax import models
 from hwa_jax.conv import conv_general_dilated
+from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 SMALL = ("mlp", "cnn_s", "resnet8", "wrn-10-1")
 FAMILIES = (*SMALL, "resnet18", "resnet50", "vgg16")
@@ -46,7 +49,7 @@ def count(model, kind=nnx.Param):
 
 
 def images(batch=4, shape=(8, 8, 3), seed=1):
-    return jax.random.normal(jax.random.key(seed), (batch, *shape))
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, *shape)).astype(np.float32))
 
 
 @pytest.mark.parametrize(
