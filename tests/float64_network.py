@@ -1,6 +1,7 @@
-"""A network in float64, for the trainings of this package; as a program, experiments/train_swamp.py with it (JAX_ENABLE_X64=1)."""
+"""A network in float64, for the trainings of this package; as a program, with it the one of experiments/ that PROGRAM names."""
 
 import functools
+import os
 import runpy
 import sys
 
@@ -44,5 +45,5 @@ def in_float64(build, *, data_axis=None):
 
 if __name__ == "__main__":
     training_setup.from_nnx = in_float64
-    sys.argv[0] = str(ROOT / "experiments" / "train_swamp.py")
+    sys.argv[0] = str(ROOT / os.environ["PROGRAM"])
     runpy.run_path(sys.argv[0], run_name="__main__")

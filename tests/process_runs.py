@@ -99,3 +99,11 @@ def run(*args, **keywords):
         ends = processes.ended()
     assert [code for code, _, _ in ends] == [0] * len(ends), [stderr[-2000:] for _, _, stderr in ends]
     return ends
+
+
+def run_in_float64(directory, num_processes, devices, fields, *, program, compiled):
+    """`run` with a network whose weights and arithmetic are float64."""
+    run(
+        directory, num_processes, devices, {"optimizer.decay_pattern": ".", **fields}, compiled=compiled,
+        program=program._replace(script="tests/float64_network.py"), environment={"JAX_ENABLE_X64": "1", "PROGRAM": program.script},
+    )

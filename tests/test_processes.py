@@ -11,7 +11,7 @@ from hwa_jax.training import peers
 from hwa_jax.training.processes import explain_lost
 from hwa_jax.training.workdir import read_json
 from killed_processes import Kill, finish, kill_once
-from process_runs import FIELDS, SECONDS, TRAIN_HWA, Processes, run
+from process_runs import FIELDS, SECONDS, TRAIN_HWA, Processes, run, run_in_float64
 from programs import ROOT, call
 from training_runs import checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, train  # noqa: F401
 
@@ -80,6 +80,18 @@ def test_two_processes_watch_their_averages_as_one_does(compilation_cache_dir, c
     assert_same_numbers(tmp_path / "two", tmp_path / "one", 1e-5)
     # All but the first push measure everything: the window has two ends.
     assert len([row for row in rows(tmp_path / "one", kind="health") if None not in row.values()]) == 4
+
+
+@pytest.mark.slow
+def test_a_cycle_in_float64(compilation_cache_dir, tmp_path):  # noqa: F811
+    """All four steps and the average at their end."""
+    fields = {"training.duration": "4 steps", "hwa.sync_period": "4 steps"}
+    for name, layout in (("two", (2, 2)), ("one", (1, 1))):
+        run_in_float64(tmp_path / name, *layout, fields, program=TRAIN_HWA, compiled=compilation_cache_dir)
+    params = jax.tree.leaves(checkpoint(tmp_path / "one").params)
+    assert {(leaf.dtype, len(leaf)) for leaf in params} == {(np.dtype(np.float64), 4)}
+    assert all(np.ptp(leaf, axis=0).max() < 1e-15 < np.ptp(leaf) for leaf in params)
+    assert_same_numbers(tmp_path / "two", tmp_path / "one", 1e-9)
 
 
 @pytest.mark.slow

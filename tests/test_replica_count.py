@@ -81,6 +81,35 @@ def test_the_run_goes_on_exactly_and_says_what_happened(tmp_path, caplog):
     jax.tree.map(np.testing.assert_array_equal, whole._replace(progress=()), parts._replace(progress=()))
 
 
+@pytest.mark.parametrize(("field", "value", "then"), [("replica_weights", (3, 1), (1, 3)), ("replica_batch_sizes", (5, 10), ())])
+def test_other_weights_and_batches_of_as_many_replicas_are_told_of(tmp_path, caplog, field, value, then):
+    stored = begin(tmp_path, **{f"hwa.{field}": value})
+    with caplog.at_level(logging.WARNING, "hwa_jax"):
+        state = restart(tmp_path, {**LONGER, f"hwa.{field}": then})
+        # At the next start it is no change any more.
+        restart(tmp_path, {**LONGER, f"hwa.{field}": then})
+    assert [r.getMessage() for r in caplog.records if "instead of" in r.getMessage()] == [f"hwa.{field}={then} instead of {value} from step 10 on"]
+    [row] = rows(tmp_path, kind="change")
+    assert (row["step"], row[field], row[f"{field}_before"]) == (10, list(then) or None, list(value))
+    # The replicas themselves go on from where they are.
+    jax.tree.map(np.testing.assert_array_equal, state, stored)
+    before = rows(tmp_path)
+    train(tmp_path, {**LONGER, f"hwa.{field}": then})
+    assert rows(tmp_path)[:len(before)] == before and rows(tmp_path, kind="change") == [row]
+
+
+def test_other_replicas_that_count_otherwise_are_one_row(tmp_path, caplog):
+    begin(tmp_path, **{"hwa.replica_weights": (3, 1)})
+    with caplog.at_level(logging.WARNING, "hwa_jax"):
+        restart(tmp_path, {**LONGER, "hwa.num_replicas": 3})
+    assert [r.getMessage().partition(" from ")[0] for r in caplog.records if "instead of" in r.getMessage()] == [
+        "3 replicas instead of 2: all of them restart", "hwa.replica_weights=() instead of (3, 1)",
+    ]
+    [row] = rows(tmp_path, kind="restart")
+    assert (row["num_replicas_before"], row["replica_weights"], row["replica_weights_before"]) == (2, None, [3, 1])
+    assert not rows(tmp_path, kind="change")
+
+
 def test_between_restart_and_next_checkpoint_it_can_be_evaluated(tmp_path):
     begin(tmp_path)
     restart(tmp_path, {**LONGER, "hwa.num_replicas": 3})

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from hwa_jax.training.workdir import read_json
-from process_runs import PRUNING_FIELDS, TRAIN_SWAMP, run
+from process_runs import PRUNING_FIELDS, TRAIN_SWAMP, run, run_in_float64
 from pruning_runs import cycle_weights, prune
 from training_runs import compilation_cache_dir, compiled_once, rows  # noqa: F401
 
-TRAIN_IN_FLOAT64 = TRAIN_SWAMP._replace(script="tests/float64_network.py", fields={**PRUNING_FIELDS, "swamp.prunable": "", "optimizer.decay_pattern": "."})
 
 
 def assert_same_pruning(mine, theirs, rtol):
@@ -65,7 +64,7 @@ def test_any_number_of_particles(num_particles, compilation_cache_dir, compiled_
 @pytest.mark.slow
 def test_cycles_in_float64(compilation_cache_dir, tmp_path):  # noqa: F811
     for name, layout in (("two", (2, 2)), ("one", (1, 1))):
-        run(tmp_path / name, *layout, program=TRAIN_IN_FLOAT64, compiled=compilation_cache_dir, environment={"JAX_ENABLE_X64": "1"})
+        run_in_float64(tmp_path / name, *layout, {"swamp.prunable": ""}, program=TRAIN_SWAMP, compiled=compilation_cache_dir)
     assert {leaf.dtype for leaf in cycle_weights(tmp_path / "two", 0)[0].values()} == {np.dtype(np.float64)}
     assert_same_pruning(tmp_path / "two", tmp_path / "one", 1e-9)
 

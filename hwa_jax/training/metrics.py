@@ -12,7 +12,7 @@ from hwa_jax.storage import json_lines
 class MetricsWriter:
     """Rows of a run, appended to `metrics.jsonl` and TensorBoard.
 
-    A row is a dictionary with "step" and "kind" ("train", "push", "evaluation", "restart", "drop"), names of other
+    A row is a dictionary with "step" and "kind" ("train", "push", "evaluation", "restart", "change", "drop"), names of other
     things as strings, and numbers.
 
     Args:

@@ -72,7 +72,7 @@ class Session:
         self._writer = processes.on_leader(lambda: self._open_log(workdir))
         if metadata["seconds"]:
             _logger.info("resuming from the checkpoint of step %d", self.first)
-        self._log_restart(metadata)
+        self._log_changes(metadata)
         self._bar = progress_bar(part.total, self.first, str(setup.config.model.name), shown=processes.is_leader())
         self._batch_key, self._noise_key = setup.keys(part.number)
         self._compiled = {}
@@ -100,34 +100,44 @@ class Session:
                 f"training.duration={self.setup.config.training.duration!r} is {self.part.total} steps, "
                 f"but the run has already done {restored.step}: give a longer one"
             )
-        if restored.metadata.get("num_replicas", num_replicas) != num_replicas:
-            restored = self._with_other_replicas(restored)
+        changes = self._changes(restored.metadata)
+        if "num_replicas" in changes:
+            self.setup.require_same_epochs(changes["num_replicas"])
+            restored = restored._replace(tree=replica_count.restarted(restored.tree, num_replicas, restored.metadata["replica_weights"]))
+        if changes:
+            # At once, so that configuration and newest checkpoint agree.
+            self._checkpoints.save(restored.step, restored.tree, self._metadata(restored.metadata["seconds"], restored.metadata["window"]))
         # A resume from an older checkpoint must not leave a newer one to be found next time.
         self._checkpoints.truncate(after=restored.step)
         return self.setup.place(restored.tree), restored.step, restored.metadata
 
-    def _with_other_replicas(self, restored):
-        before, weights = restored.metadata["num_replicas"], restored.metadata["replica_weights"]
-        self.setup.require_same_epochs(before)
-        tree = replica_count.restarted(restored.tree, self.setup.num_replicas, weights)
-        # At once, so that configuration and newest checkpoint agree.
-        self._checkpoints.save(restored.step, tree, self._metadata(restored.metadata["seconds"], restored.metadata["window"]))
-        return restored._replace(tree=tree)
-
     def _metadata(self, seconds, window):
-        setup = self.setup
-        weights = list(setup.replica_weights or ()) or None
-        return {"seconds": seconds, "window": list(window), "num_replicas": setup.num_replicas, "replica_weights": weights}
+        return {"seconds": seconds, "window": list(window), **self._replicas}
 
-    def _log_restart(self, metadata):
-        now = self.setup.num_replicas
-        before = metadata.get("num_replicas", now)
-        if before != now:
-            _logger.warning(
-                "%d replicas instead of %d: all of them restart from the outer weights of step %d, with the mean of the optimizers' states",
-                now, before, self.first,
-            )
-            self.write(self.first, "restart", {"num_replicas": now, "num_replicas_before": before})
+    @property
+    def _replicas(self):
+        """What a resumption may change of them, and the log then tells; None is the default."""
+        hwa = self.setup.config.get("hwa", {})
+        lists = {name: list(hwa.get(name, ())) or None for name in ("replica_weights", "replica_batch_sizes")}
+        return {"num_replicas": self.setup.num_replicas, **lists}
+
+    def _changes(self, metadata):
+        """Name -> the value before, of those that are not as they were; what an earlier version did not store has not changed."""
+        return {name: metadata[name] for name, now in self._replicas.items() if name in metadata and metadata[name] != now}
+
+    def _log_changes(self, metadata):
+        changes, now = self._changes(metadata), self._replicas
+        for name, before in changes.items():
+            if name == "num_replicas":
+                _logger.warning(
+                    "%d replicas instead of %d: all of them restart from the outer weights of step %d, with the mean of the optimizers' states",
+                    now[name], before, self.first,
+                )
+            else:
+                _logger.warning("hwa.%s=%s instead of %s from step %d on", name, tuple(now[name] or ()), tuple(before or ()), self.first)
+        if changes:
+            values = {name: now[name] for name in changes} | {f"{name}_before": before for name, before in changes.items()}
+            self.write(self.first, "restart" if "num_replicas" in changes else "change", values)
 
     def run(
         self, *, before: Sequence[Event] = (), after: Sequence[Event] = (), should_stop: Callable[[], bool]
