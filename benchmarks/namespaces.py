@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-ADDRESSES = ("10.201.77.1", "10.201.77.2")
+ADDRESSES, _SUBNET = ("10.201.77.1", "10.201.77.2"), "10.201.77.0/24"
 # The token bucket's: a large one would let the first bytes of a synchronization pass unshaped.
 _BURST_BYTES, _QUEUE_BYTES = 16_384, 4_000_000
 
@@ -35,10 +35,13 @@ class Network:
     Args:
         latency: seconds that a packet is under way on top of what the kernel takes; above 0 the packets pass
             through a relay of our own, since not every kernel has netem.
+        congestion_control: of TCP between them; CUBIC is Linux's default, but not every machine's.
+        restarts_after_pause: whether TCP begins with its smallest window after a pause, Linux's default.
     """
 
-    def __init__(self, latency: float = 0.0):
+    def __init__(self, latency: float = 0.0, congestion_control: str = "cubic", restarts_after_pause: bool = False):
         self._latency, self._relay = latency, None
+        self._congestion_control, self._restarts_after_pause = congestion_control, restarts_after_pause
         self.names = tuple(f"hwa_{os.getpid()}_{number}" for number in range(2))
 
     def __enter__(self) -> "Network":
@@ -65,8 +68,9 @@ class Network:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "wire")
             for device in ("lo", "wire"):
                 _ip("-n", name, "link", "set", device, "up")
-            # A pause between two synchronizations must not shrink the congestion window.
-            _ip("netns", "exec", name, "sysctl", "-qw", "net.ipv4.tcp_slow_start_after_idle=0")
+            # Of the route: a namespace's own default may be one of few only.
+            _ip("-n", name, "route", "replace", _SUBNET, "dev", "wire", "congctl", self._congestion_control)
+            _ip("netns", "exec", name, "sysctl", "-qw", f"net.ipv4.tcp_slow_start_after_idle={int(self._restarts_after_pause)}")
 
     def _start_relay(self):
         program = pathlib.Path(__file__).with_name("delay_relay.py")
