@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 
 ADDRESSES, _SUBNET = ("10.201.77.1", "10.201.77.2"), "10.201.77.0/24"
-# The token bucket's: a large one would let the first bytes of a synchronization pass unshaped.
-_BURST_BYTES, _QUEUE_BYTES = 16_384, 4_000_000
+_QUEUE_BYTES = 4_000_000
+# The bucket fills while nothing is sent, and what it holds passes unshaped: as small as the timers of the kernel and two frames allow.
+_BURST_SECONDS, _BURST_BYTES = 1e-4, 2 * 1514
 
 
 def missing() -> str | None:
@@ -85,7 +86,8 @@ class Network:
         for name in self.names:
             subprocess.run(["tc", "-n", name, "qdisc", "del", "dev", "wire", "root"], capture_output=True)
             if bits_per_second is not None:
-                bucket = ["rate", f"{int(bits_per_second)}bit", "burst", str(_BURST_BYTES), "limit", str(_QUEUE_BYTES)]
+                burst = max(_BURST_BYTES, int(_BURST_SECONDS * bits_per_second / 8))
+                bucket = ["rate", f"{int(bits_per_second)}bit", "burst", str(burst), "limit", str(_QUEUE_BYTES)]
                 subprocess.run(["tc", "-n", name, "qdisc", "add", "dev", "wire", "root", "tbf", *bucket], check=True)
 
     def inside(self, number: int, command: Sequence[str]) -> list[str]:
