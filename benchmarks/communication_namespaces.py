@@ -93,7 +93,7 @@ def measure() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         with Network(latency) as network, Hosts(network) as hosts:
             if not latency:
                 plain = hosts.step_seconds(None, 1e-3)
-                # Without a limit nothing is left of a synchronization but its two latencies, and the wait for the slower host, which takes longer after more steps.
+                # Without a limit nothing is left of a synchronization but its two latencies, and the wait for the slower host.
                 unlimited = {str(period): period * (hosts.step_seconds(period, 5e-3 / period + plain) - plain) for period in PERIODS}
                 result |= {"bytes": hosts.payload, "plain_seconds": plain, "unlimited_seconds": unlimited}
             for rate in RATES:
@@ -142,12 +142,13 @@ def report(result: dict[str, Any]) -> str:
     return "\n\n".join([
         "# Communication, measured and predicted",
         f"HWA between two hosts: LeNet-300-100 on digits, {format_bytes(result['bytes'])} to average, batch 50, K = 2. The hosts are two network namespaces "
-        "of one machine, a core each; their link was shaped by tc's token bucket in both directions, filled at most for 0.1 ms or two frames. The step without averages took "
+        "of one machine, a core each; their link was shaped in both directions by tc's token bucket, which holds 0.1 ms or two frames. The step without averages took "
         f"{1e3 * result['plain_seconds']:.2f} ms, and on the link without a limit an average took {unlimited} ms, the wait for the slower host included. The prediction is made "
         "of these, the bytes and the bandwidth (less TCP's headers, 1448 of 1514 bytes) by the ring of `hwa_jax.analysis.communication`. "
         "Rows with a latency passed through a relay, a program that delays every packet by so much in each direction. Each of the ring's two "
         "rounds is predicted to wait for it twice, since Gloo's receiver tells the sender that it is ready; that was put in after 20 ms had been measured, and before 50 ms. "
-        "The link without a limit is measured at every H since a table with H = 1 for all had one row of 27 off by 21 %; that table's bucket of 16 kB made 10 Mbit/s up to 12 % faster than predicted. "
+        "A first table, with a bucket of 16 kB and the link without a limit measured at H = 1 alone, had 26 of 27 rows: such a bucket fills during a latency, and "
+        "10 Mbit/s were up to 12 % faster than predicted. "
         "TCP's congestion control is CUBIC, with `net.ipv4.tcp_slow_start_after_idle=0`; the second table has what others cost.",
         f"Predicted within {GOAL:.0%} of the measured step: {within} of {len(cells)} rows.",
         markdown_table(
