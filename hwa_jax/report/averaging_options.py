@@ -33,8 +33,8 @@ all-reduce in bf16: there the bytes of bf16 are what an accelerator would send.
 """
 
 _EQUAL_COMPUTE = """\
-The same rows against one network that makes as many passes over the data as all replicas together, paired by seed: its last weights ("plain"), and the mean of its last
-weights, stored as often ("offline"). Replicas whose batches differ make fewer passes than that, and are left out.
+At equal compute: the same rows against one network that makes as many passes over the data as all replicas together, paired by seed: its last weights ("plain"), and
+the mean of its last I pushes ("offline"). Replicas whose batches differ make fewer passes than that, and are left out.
 """
 
 
