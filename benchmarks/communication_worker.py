@@ -1,7 +1,7 @@
 """One of two processes that train by HWA; times steps as it is told: python communication_worker.py COORDINATOR PROCESS_ID.
 
-Reads a JSON line {"sync_period": H, "cycles": of H steps, "repeats": n} from stdin, or {"sync_period": null, "cycles": of 1 step}
-for training without averages, and answers with a JSON line of seconds per step. The first answer is what it trains.
+Reads a JSON line {"sync_period": H, "cycles": of H steps, "repeats": n, "pause": seconds} from stdin, with "sync_period": null and cycles of 1 step for
+training without averages, and answers with a JSON line of seconds per step, pauses not counted. The first answer is what it trains.
 """
 
 import functools
@@ -38,14 +38,17 @@ class Training:
         self._shared = (setup.epoch_indices(self.state.step, batch_key), setup.train, noise_key, {})
         self._step = setup.step.lower(self.state, *self._shared).compile()
 
-    def seconds(self, steps: int) -> float:
-        """Of so many steps, both processes beginning together."""
+    def seconds(self, steps: int, pause: float = 0.0) -> float:
+        """Of so many steps, both processes beginning together; the pauses before each are not counted."""
         processes.from_leader(lambda: None)
         start = time.perf_counter()
         for _ in range(steps):
+            if pause:
+                jax.block_until_ready(self.state)
+                time.sleep(pause)
             self.state = self._step(self.state, *self._shared)
         jax.block_until_ready(self.state)
-        return time.perf_counter() - start
+        return time.perf_counter() - start - steps * pause
 
 
 def main(coordinator: str, process_id: int) -> None:
@@ -62,7 +65,7 @@ def main(coordinator: str, process_id: int) -> None:
         steps = told["cycles"] * (period or 1)
         trained = training(period or _NEVER)
         trained.seconds(period or 1)  # not counted: whatever happens only once
-        _say([trained.seconds(steps) / steps for _ in range(told["repeats"])])
+        _say([trained.seconds(steps, told["pause"]) / steps for _ in range(told["repeats"])])
 
 
 def _say(answer):

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-ADDRESSES = ("10.201.77.1", "10.201.77.2")
-# The token bucket's: a large one would let the first bytes of a synchronization pass unshaped.
-_BURST_BYTES, _QUEUE_BYTES = 16_384, 4_000_000
+ADDRESSES, _SUBNET = ("10.201.77.1", "10.201.77.2"), "10.201.77.0/24"
+_QUEUE_BYTES = 4_000_000
+# The bucket fills while nothing is sent, and what it holds passes unshaped: as small as the timers of the kernel and two frames allow.
+_BURST_SECONDS, _BURST_BYTES = 1e-4, 2 * 1514
 
 
 def missing() -> str | None:
@@ -35,10 +36,13 @@ class Network:
     Args:
         latency: seconds that a packet is under way on top of what the kernel takes; above 0 the packets pass
             through a relay of our own, since not every kernel has netem.
+        congestion_control: of TCP between them; CUBIC is Linux's default, but not every machine's.
+        restarts_after_pause: whether TCP begins with its smallest window after a pause, Linux's default.
     """
 
-    def __init__(self, latency: float = 0.0):
+    def __init__(self, latency: float = 0.0, congestion_control: str = "cubic", restarts_after_pause: bool = False):
         self._latency, self._relay = latency, None
+        self._congestion_control, self._restarts_after_pause = congestion_control, restarts_after_pause
         self.names = tuple(f"hwa_{os.getpid()}_{number}" for number in range(2))
 
     def __enter__(self) -> "Network":
@@ -65,8 +69,9 @@ class Network:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "wire")
             for device in ("lo", "wire"):
                 _ip("-n", name, "link", "set", device, "up")
-            # A pause between two synchronizations must not shrink the congestion window.
-            _ip("netns", "exec", name, "sysctl", "-qw", "net.ipv4.tcp_slow_start_after_idle=0")
+            # Of the route: a namespace's own default may be one of few only.
+            _ip("-n", name, "route", "replace", _SUBNET, "dev", "wire", "congctl", self._congestion_control)
+            _ip("netns", "exec", name, "sysctl", "-qw", f"net.ipv4.tcp_slow_start_after_idle={int(self._restarts_after_pause)}")
 
     def _start_relay(self):
         program = pathlib.Path(__file__).with_name("delay_relay.py")
@@ -81,7 +86,8 @@ class Network:
         for name in self.names:
             subprocess.run(["tc", "-n", name, "qdisc", "del", "dev", "wire", "root"], capture_output=True)
             if bits_per_second is not None:
-                bucket = ["rate", f"{int(bits_per_second)}bit", "burst", str(_BURST_BYTES), "limit", str(_QUEUE_BYTES)]
+                burst = max(_BURST_BYTES, int(_BURST_SECONDS * bits_per_second / 8))
+                bucket = ["rate", f"{int(bits_per_second)}bit", "burst", str(burst), "limit", str(_QUEUE_BYTES)]
                 subprocess.run(["tc", "-n", name, "qdisc", "add", "dev", "wire", "root", "tbf", *bucket], check=True)
 
     def inside(self, number: int, command: Sequence[str]) -> list[str]:

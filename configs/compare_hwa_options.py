@@ -3,7 +3,8 @@
 Synchronization in bf16, an outer Nesterov optimizer at DiLoCo's rate and at a lower one, optimizer states averaged or reset, and averages weighted by
 the images that each replica has seen, all at H = 4 steps and at H = 1 epoch. CNN-S on 2,000 images of Fashion-MNIST, K=4, 10 epochs per replica, I=3, SGD
 with Nesterov momentum at a constant rate, 5 seeds. Equal batches make weights by images a no-op, so there the replicas' batches have 50, 25,
-10 and 5 images, and the reference has those batches too. Rate and weight decay are those that compare_hwa_fashion_mnist chose for
+10 and 5 images, and the reference has those batches too. Plain training and offline averaging of one network, of four times the epochs, say what the same
+compute buys without averaging online. Rate and weight decay are those that compare_hwa_fashion_mnist chose for
 plain HWA; no option has a rate of its own. Result: results/hwa_options/report.md. Hardware: 2 CPU cores, about 15 minutes. All values are our choice.
 """
 
@@ -43,7 +44,7 @@ def get_config():
     config.base.logging.every = "5 epochs"
     config.optimizers = ConfigDict({"sgd": {"learning_rates": (0.05,), "weight_decays": (0.0005,)}})
     config.schedules = ("constant",)
-    config.trajectories = ("plain", "hwa")
+    config.trajectories = ("plain", "plain_xk", "offline_xk", "hwa")
     often = {"often": _OFTEN, **{f"{name}_often": {**fields, **_OFTEN} for name, fields in _OPTIONS.items()}}
     config.variants = ConfigDict({**_OPTIONS, **often})
     return config

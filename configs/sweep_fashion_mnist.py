@@ -1,7 +1,7 @@
 """The sweep of K, H, I, stride, start and schedule on Fashion-MNIST, claim H6.
 
 CNN-S, 3,000 training images and 2,000 for validation, crop and flip, 20 epochs per replica, batch 100, SGD with Nesterov momentum at the
-rate and weight decay that were tuned for HWA at a constant rate on 10,000 images; 3 seeds, 54 trainings; the result, results/sweep_fashion_mnist/report.md, is of the 27 at the constant rate. Expected cost: about 15 minutes,
+rate and weight decay that were tuned for HWA at a constant rate on 10,000 images; 3 seeds, 54 trainings. Result: results/sweep_fashion_mnist/report.md. Expected cost: about 15 minutes,
 at most 25, by 3 to 10 seconds of training each (results/hwa_fashion_mnist), and about as much for evaluation and starting. Hardware: 2 CPU
 cores. All values are our choice.
 """

@@ -54,6 +54,14 @@ def test_one_training_serves_plain_and_offline_where_they_chose_alike():
     assert set(planned[0].weights) == {"plain", "ema", "offline_window", "offline_uniform"}
 
 
+def test_without_an_exponential_average_offline_has_no_such_row():
+    config = tiny()
+    config.base.training.ema_decay = 0.0
+    config.trajectories = ("plain", "plain_xk", "offline_xk")
+    short, long = (t for t in hwa_comparison.trajectories(config, chosen()) if t.config.seed == 0)
+    assert set(short.weights) == {"plain"} and set(long.weights) == {"plain", "offline_window", "offline_uniform"}
+
+
 def test_plain_and_offline_train_apart_where_they_chose_differently():
     planned = {t.name: t for t in hwa_comparison.trajectories(tiny(), chosen(offline=0.2, hwa_rate=0.3))}
     rates = {name.split("-")[0]: t.config.optimizer.learning_rate for name, t in planned.items()}

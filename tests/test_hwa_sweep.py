@@ -130,6 +130,19 @@ def test_effects_of_the_page_by_hand():
     assert share.verdict == "not judged"
 
 
+def test_the_test_table_says_how_many_were_averaged(tmp_path):
+    """I = 8: the training with H = 150 has 4 pushes, that with H = 30 has 20."""
+    cells = [
+        {"schedule": "constant", "num_replicas": 2, "sync_period": period, "seed": seed, "num_train": 3000, "environment": {"git_commit": None}, "diverged": None,
+         "windows": [{"window_size": size, "stride": stride, "accuracy": 0.9} for size, stride in ((1, 1), (pushes, 1), (pushes // 2, 2))],
+         "starts": {"0%": {"1": pushes, "2": pushes // 2}}, "test": {"outer": 0.8, "base": 0.81, "chosen": 0.82}}
+        for period, pushes in ((30, 20), (150, 4)) for seed in (0, 1)
+    ]
+    text = write_sweep(cells, tmp_path, title="Sweep", window_size=8, meta={"description": "Two trainings."}).read_text()
+    lines = [[entry.strip() for entry in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| constant |  2 |")]
+    assert [line[2:6] for line in lines] == [["30", "80.00 ± 0.00", "8", "+1.00 ± 0.00"], ["150", "80.00 ± 0.00", "all 4", "+1.00 ± 0.00"]]
+
+
 def test_settings_without_all_seeds_are_not_the_best():
     lucky = POINT._replace(stride=2)
     found = region({POINT: {0: 90.0, 1: 92.0}, lucky: {0: 99.0}}, "constant")

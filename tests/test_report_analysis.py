@@ -106,6 +106,14 @@ def test_a_hull_shows_all_points_and_all_corners(tmp_path, recorded):
     assert limits[1][0] < 19.9 and limits[1][1] > 20.1
 
 
+def test_points_of_a_hull_too_close_for_bars_of_their_own_share_them(tmp_path, recorded):
+    """Two of twelve losses are 1e-4 apart on an axis of 2: seven bars that can be seen, not twelve hairlines."""
+    losses = [1.0, 1.0001, *np.linspace(1.1, 2.4, 10)]
+    hull(HULL | {"inside": {"loss": losses, "error": [0.2] * 12}}, tmp_path / "hull.png", "hull")
+    (places, counts, width), _ = named(recorded, "bar")[0]
+    assert len(places) == 7 and sum(counts) == 12 and width == pytest.approx(1.4 / 7)
+
+
 CURVATURE = {
     "outer": {"loss": 0.5, "trace": 10.0, "trace_error": 0.5, "eigenvalues": [4.0, 2.0, 1.0], "residuals": [0.1, 0.01, 0.2],
               "sharpness": 0.002, "sharpness_error": 0.0001},

@@ -6,7 +6,7 @@ import pytest
 from pictures import named, recorded  # noqa: F401
 from report_cells import cell
 
-from hwa_jax.report.averaging_options import of_main_average, options, options_table
+from hwa_jax.report.averaging_options import equal_compute_table, of_main_average, options, options_table
 from hwa_jax.report.comparison import write_comparison
 
 JITTER = (0.0, 0.001, -0.001)
@@ -52,6 +52,47 @@ def test_the_table_has_bytes_and_verdicts():
     assert lines[0] == ["4", "all full", "plain", "59.00 ± 2.48", "–", "3", "reference", "–", "400 kB", "180 MB"]
     assert lines[1] == ["4", "all full", "bfloat16", "60.00 ± 2.62", "+1.00 ± 0.25", "3", "better", "+2.00 ± 0.25", "200 kB", "90 MB"]
     assert lines[5][1:3] == ["50:10", "weights 5:1"] and lines[5][6] == "worse"
+
+
+LONG = [cell("plain", "equal_compute", seed, 0.82 - 0.01 * seed) for seed in range(3)]
+
+
+def test_equal_compute_by_hand():
+    """One network with twice the epochs: 82, 81, 80. HWA: 80, 79, 78, and with bfloat16 83, 82.1, 80.9."""
+    offline = [cell("offline_window", "equal_compute", seed, 0.81 - 0.01 * seed, num_train=n) for seed in range(2) for n in (9000, 500)]
+    other_compute = [cell("plain", "equal_compute", seed, 0.1, compute_epochs=80.0) for seed in range(3)]
+    found = {(one.sync_period, one.batches, one.averaging): one.singles for one in options([*CELLS, *LONG, *offline, *other_compute])}
+    assert found[90, None, None]["plain"].mean == pytest.approx(-2.0) and found[90, None, "bfloat16"]["plain"].mean == pytest.approx(1.0)
+    assert found[90, None, "bfloat16"]["plain"].half_width == pytest.approx(0.2484, abs=1e-4)
+    assert found[90, None, None]["offline_window"].mean == pytest.approx(-1.0) and found[90, None, None]["offline_window"].n == 2
+    # Batches of 50 and 10 are not twice the passes.
+    assert found[90, "50:10", None] == found[90, "50:10", "weights 5:1"] == {}
+
+
+def test_the_table_of_equal_compute_says_who_wins():
+    table = equal_compute_table(options([*CELLS, *LONG]))
+    lines = [[entry.strip() for entry in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert len(lines) == 4 and lines[3] == ["90", "all full", "bfloat16", "82.00 ± 2.62", "+1.00 ± 0.25", "better", "–", "not judged", "3"]
+    assert lines[0][4:6] == ["-22.00 ± 0.00", "worse"]
+
+
+def test_settings_that_vary_are_named_and_compared_apart():
+    """K = 4 gains 1 point by bfloat16, K = 2 gains 3; I = "auto" sorts after numbers."""
+    cells = [*CELLS[:15], *trained(0.85, 0.84, num_replicas=4), *trained(0.86, 0.84, num_replicas=4, averaging="bfloat16"), *trained(0.9, 0.84, num_replicas=4)[:3]]
+    cells = cells[:-3] + [c | {"window_size": "auto"} for c in cells[-3:]]
+    found = options(cells)
+    assert [(one.setting, one.averaging) for one in found] == [
+        ("K=2, I=10", None), ("K=2, I=10", "bfloat16"), ("K=4, I=10", None), ("K=4, I=10", "bfloat16"), ("K=4, I=auto", None),
+    ]
+    assert [one.differences["hwa"].mean for one in found if one.averaging] == pytest.approx([3.0, 1.0])
+    lines = options_table(found).splitlines()
+    assert lines[0].startswith("| Setting ") and lines[6].startswith("| K=4, I=auto | 90 |")
+
+
+def test_a_report_with_a_chosen_window_beside_a_given_one(tmp_path):
+    chosen = [c | {"window_size": "auto", "sync_period": 4} for c in CELLS[3:6]]
+    text = write_comparison([*CELLS, *LONG, *chosen], tmp_path, title="Chosen", meta={}).read_text()
+    assert "HWA (H=4, I=auto)" in text and "I=auto" in text and "offline" in text
 
 
 def test_a_training_that_diverged_is_not_judged():

@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -143,6 +144,19 @@ def test_dots_and_intervals_are_where_they_belong(tmp_path, recorded):
     assert [round(drawn[key][0]) for key in [(0.5, None), (1.0, 0.2), (0.1, 0.3)]] == [0, 1, 0]
     assert drawn[1.0, 0.2][0] < 1 < drawn[-0.3, 0.2][0]
     assert drawn[1.0, 0.2][1]["fmt"] != drawn[-0.3, 0.2][1]["fmt"]
+
+
+@pytest.mark.parametrize(("counts", "note"), [
+    ((5, 5), "mean over 5 seeds; bars: 95 % confidence interval of the mean"),
+    ((3, 1, 5), "mean over 1 to 5 seeds; bars: 95 % confidence interval of the mean; hollow: one seed"),
+    ((1, 1), "one seed, no interval"),
+])
+def test_dots_say_how_many_seeds_and_what_the_bars_are(tmp_path, monkeypatch, counts, note):
+    titles = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "suptitle", lambda self, text, **keywords: titles.append(text))
+    intervals = {str(place): Interval(1.0, 0.5, n) for place, n in enumerate(counts)}
+    dot_intervals({"SGD": {"HWA": intervals}}, tmp_path / "dots.png", "points", "Differences")
+    assert titles == [f"Differences\n{note}"]
 
 
 @pytest.mark.parametrize("panels", [{}, {"SGD": {}}, {"SGD": {"equal steps": {}}}])

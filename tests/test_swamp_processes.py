@@ -11,7 +11,6 @@ from pruning_runs import cycle_weights, prune
 from training_runs import compilation_cache_dir, compiled_once, rows  # noqa: F401
 
 
-
 def assert_same_pruning(mine, theirs, rtol):
     """Masks, and weights relative to the largest of a leaf; what the gate chose; the log but for rounding."""
     metrics = [[read_json(path) for path in sorted((run / "cycles").glob("*/metrics.json"))] for run in (mine, theirs)]

@@ -82,6 +82,16 @@ def test_the_map_has_a_column_per_level_and_leaves_out_other_levels():
     assert found.values.tolist() == [[80.0, 70.0], [79.0, 72.0]] and found.marked.tolist() == [[True, False], [False, True]]
 
 
+def test_a_base_that_diverged_does_not_choose_the_columns():
+    """In one seed or in all: the map keeps the levels of most settings, and the base comes first where it is there."""
+    lost = cell("base", None, 0, {}, epochs=None, diverged="at step 3")
+    varied = [cell("fraction", 0.2, 0, {0.5: 0.9}), cell("num_particles", 8, 0, {0.8: 0.79, 0.9: 0.72}), cell("num_particles", 1, 0, {0.8: 0.7, 0.9: 0.6})]
+    found = level_map([lost, *varied])
+    assert (found.rows, found.columns) == (["num_particles 8", "num_particles 1"], ["0.2", "0.1"])
+    found = level_map([lost, *varied, cell("base", None, 1, {0.8: 0.8, 0.9: 0.7})])
+    assert (found.rows[0], found.columns) == ("base", ["0.2", "0.1"])
+
+
 def test_the_program(directory, cells, tmp_path):
     file = config_file(tmp_path, "test_swamp_sweep")
     ended = call("sweep_swamp.py", f"--config={file}", f"--workdir={directory}")

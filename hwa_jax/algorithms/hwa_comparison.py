@@ -3,8 +3,8 @@
 One training serves several methods. With E epochs and K replicas:
 
     plain       K=1, E epochs: the plain optimizer
-    offline     K=1, E epochs: EMA, and two offline averages; the same training as plain where tuning
-                chose the same rate and weight decay for both
+    offline     K=1, E epochs: EMA (with `base.training.ema_decay`), and two offline averages; the same training
+                as plain where tuning chose the same rate and weight decay for both
     hwa         K replicas, E epochs: online averaging (the outer weights) and HWA
     lookahead   K=1, E epochs
     sam         K=1, E epochs, two gradients per step
@@ -121,8 +121,6 @@ def _validate(config):
     unknown = [name for name in config.trajectories if name not in _KINDS]
     if unknown:
         raise UserError(f"trajectories={unknown[0]!r}: give some of {', '.join(_KINDS)}")
-    if not config.base.training.ema_decay and any("ema" in _KINDS[name][0] for name in config.trajectories):
-        raise UserError("base.training.ema_decay=0.0: the offline trajectories evaluate that average, give 0.99 for example")
     if config.studied.optimizer not in config.optimizers or config.studied.schedule not in config.schedules:
         raise UserError(f"studied={config.studied.to_dict()}: must be one of optimizers and one of schedules")
     for name, fields in config.variants.items():
@@ -160,6 +158,8 @@ def _trajectory(config, chosen, kind, optimizer, schedule, seed, *, variant=None
             weights = _PLAIN | _OFFLINE
     one = training_of(config, kind, optimizer, schedule, seed)
     one.optimizer.update(settings[tuned_for])
+    if not one.training.ema_decay:
+        weights = {method: name for method, name in weights.items() if name != "ema"}
     if "ema" not in weights:
         one.training.ema_decay = 0.0
     if "offline_uniform" in weights:

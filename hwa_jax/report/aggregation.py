@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -162,10 +162,20 @@ def _label(method, settings, groups):
     return f"{name} ({', '.join(varying)})" if varying else name
 
 
+def ordered(values: Iterable) -> list[tuple]:
+    """A key that sorts settings of mixed kinds: None first, then numbers, then texts as "auto".
+
+    Example:
+        >>> sorted([("auto", 4), (10, 4), (None, 4), (3, 40)], key=ordered)
+        [(None, 4), (3, 40), (10, 4), ('auto', 4)]
+    """
+    return [(value is not None, isinstance(value, str), value) for value in values]
+
+
 def _setting_values(group):
     (_, method, settings), _ = group
     # Settings of different methods are not in the same places.
-    return method, [(value is not None, value) for _, value in settings]
+    return method, ordered(value for _, value in settings)
 
 
 def _position(row):
@@ -213,9 +223,19 @@ def _compare(row, rows):
 def _reference(row, rows):
     for other in rows:
         if other.method == "plain" and other.comparison == row.comparison:
-            if math.isclose(_budget(other), _budget(row), rel_tol=_SAME_BUDGET):
+            if same_budget(_budget(other), _budget(row)):
                 return other
     return None
+
+
+def same_budget(epochs: float, others: float) -> bool:
+    """Whether two lengths of training count as one: to within 2 %.
+
+    Example:
+        >>> same_budget(40.0, 40.5), same_budget(10.0, 40.0)
+        (True, False)
+    """
+    return math.isclose(epochs, others, rel_tol=_SAME_BUDGET)
 
 
 def _budget(row):

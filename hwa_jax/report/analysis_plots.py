@@ -1,5 +1,6 @@
 """Plots of the instruments: segments, chains of solutions, convex hulls, curvature."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from hwa_jax.report.plots import COLOURS, DASHES, MARKERS, figure_file, tidy
 
 # Quantity -> its axis, and the factor from what is stored to what is shown.
 _QUANTITIES = {"loss": ("loss, nats", 1.0), "error": ("error, %", 100.0)}
+# Of the width of an axis.
+_NARROWEST_BAR = 0.008
 
 
 def segments(pairs: Sequence[Mapping], path: Path, title: str) -> Path:
@@ -93,6 +96,7 @@ def hull(study: Mapping, path: Path, title: str) -> Path:
             axes.axvline(factor * study["centre"][quantity], color="black", linestyle="-", label="centre (the average)")
             axes.set(xlabel=label, ylabel="points")
             axes.set_ylim(-0.12 * height, 1.05 * height)
+            axes.yaxis.get_major_locator().set_params(integer=True)
             tidy(axes, grid="x")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         figure.suptitle(title, x=0.01, ha="left")
@@ -100,12 +104,12 @@ def hull(study: Mapping, path: Path, title: str) -> Path:
 
 
 def _bars(values, span):
-    """Centres, heights and width of a histogram's bars on an axis of this span; a bar per value where there are few."""
+    """Centres, heights and width of a histogram's bars on an axis of this span; a bar per value where these are far enough apart to be seen."""
     distinct, counts = np.unique(values, return_counts=True)
-    if len(distinct) <= 20:
-        gaps = np.diff(distinct)
-        return distinct, counts, min(0.8 * gaps.min(initial=np.inf), 0.03 * span)
-    counts, edges = np.histogram(values, bins=20)
+    width = min(0.8 * np.diff(distinct).min(initial=np.inf), 0.03 * span)
+    if width >= _NARROWEST_BAR * span:
+        return distinct, counts, width
+    counts, edges = np.histogram(values, bins=min(20, math.ceil(2 * math.sqrt(len(values)))))
     return (edges[1:] + edges[:-1]) / 2, counts, edges[1] - edges[0]
 
 

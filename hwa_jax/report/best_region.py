@@ -13,7 +13,7 @@ class Region(NamedTuple):
 
     Attributes:
         best: the setting with the highest mean.
-        differences: setting -> its paired difference to the best over seeds; the best's own is zero.
+        differences: setting -> its paired difference to the best over seeds; the best's own is zero. What has no seed in common with the best is not there.
     """
 
     best: Hashable
@@ -45,4 +45,4 @@ def best_region(found: Mapping[Hashable, Mapping[int, float]]) -> Region | None:
     most = max(len(seeds) for seeds in found.values())
     whole = {setting: seeds for setting, seeds in found.items() if len(seeds) == most}
     best = max(whole, key=lambda setting: np.mean(list(whole[setting].values())))
-    return Region(best, {setting: paired_difference(seeds, whole[best]) for setting, seeds in whole.items()})
+    return Region(best, {setting: paired_difference(seeds, whole[best]) for setting, seeds in whole.items() if seeds.keys() & whole[best].keys()})

@@ -237,7 +237,7 @@ SOURCES = {
     "hwa_digits": Source("digits with noisy labels, CNN-S", _comparison),
     "hwa_fashion_mnist_resnet8": Source("Fashion-MNIST, ResNet-8, 2,000 images", _comparison),
     "hwa_mnist1d": Source("MNIST-1D, LeNet-300-100", _comparison),
-    "hwa_options": Source("Fashion-MNIST, CNN-S, 2,000 images, K=4, at equal steps alone", _comparison),
+    "hwa_options": Source("Fashion-MNIST, CNN-S, 2,000 images, K=4", _comparison),
     "averaging_hurts": Source("digits and Fashion-MNIST", averaging_hurts.effects),
     "sweep_digits": Source("digits with noisy labels, LeNet-300-100", sweep.effects),
     "sweep_fashion_mnist": Source("Fashion-MNIST, CNN-S, 3,000 images", sweep.effects),

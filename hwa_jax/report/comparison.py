@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hwa_jax.report import averaging_options
-from hwa_jax.report.aggregation import Row, Section, aggregate
+from hwa_jax.report.aggregation import Row, Section, aggregate, ordered
 from hwa_jax.report.averaging_options import of_main_average
 from hwa_jax.report.comparison_plots import curve_plots, difference_plot
 from hwa_jax.report.comparison_tables import (
@@ -144,7 +144,7 @@ def _methods(sections):
 
 def _settings(method, cells):
     values = {
-        SETTINGS[name]: sorted({cell[name] for cell in cells if cell[name] is not None})
+        SETTINGS[name]: sorted({cell[name] for cell in cells if cell[name] is not None}, key=lambda value: ordered([value]))
         for name in method.settings
     }
     shown = ", ".join(f"{symbol} = {' or '.join(map(str, v))}" for symbol, v in values.items() if v)

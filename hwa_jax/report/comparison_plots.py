@@ -65,10 +65,7 @@ def difference_plot(sections: Sequence[Section], directory: Path) -> list[Path]:
         return []
     path = directory / "differences.png"
     xlabel = "difference to plain, percentage points"
-    title = (
-        "Test accuracy compared with plain training: right of the line is better\n"
-        "mean over seeds, paired; bars: 95 % confidence interval; hollow: one seed"
-    )
+    title = "Test accuracy compared with plain training, paired by seed: right of the line is better"
     return [dot_intervals(panels, path, xlabel, title)]
 
 

@@ -59,7 +59,7 @@ def _hwa_plot(hwa, directory):
         }
         for architecture, seeds in hwa.items()
     }
-    return dot_intervals(panels, directory / "hwa_curvature.png", "how much lower, %", "Curvature at averaged weights, 95 % intervals over seeds")
+    return dot_intervals(panels, directory / "hwa_curvature.png", "how much lower, %", "Curvature at averaged weights")
 
 
 def _swamp_plot(swamp, directory):
@@ -70,7 +70,7 @@ def _swamp_plot(swamp, directory):
         }
         for architecture, seeds in swamp.items()
     }
-    return dot_intervals(panels, directory / "swamp_curvature.png", "how much lower, %", "Curvature at the average below a particle's, 95 % intervals over seeds")
+    return dot_intervals(panels, directory / "swamp_curvature.png", "how much lower, %", "Curvature at the average below a particle's")
 
 
 def _segments_plot(hwa, directory):

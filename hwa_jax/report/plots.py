@@ -94,7 +94,8 @@ def curves(
             axes.set_xticks(list(xticks), list(xticks.values()), rotation=45, ha="right")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         figure.suptitle(title, x=0.01, ha="left")
-        axes.set_title(_curves_note(lines), loc="left", fontsize=9, color="#444444")
+        note = _note([len(one.runs) for one, *_ in lines], "shaded")
+        axes.set_title(note, loc="left", fontsize=9, color="#444444")
         tidy(axes, grid="both")
         if is_direct:
             _label_ends(axes, lines)
@@ -111,7 +112,8 @@ def dot_intervals(
 ) -> Path:
     """Draws dots with intervals against a zero line: a row per name, a panel per setting.
 
-    A single value (n = 1) is a hollow dot without an interval.
+    A single value (n = 1) is a hollow dot without an interval. A second line above the panels says how many
+    seeds there are, and what the bars show.
 
     Args:
         panels: panel title -> group (one colour and marker each, named in a legend) -> row
@@ -147,7 +149,9 @@ def dot_intervals(
             axes.set_ylim(len(names[heading]) - 0.5, -0.5)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        figure.suptitle(title, x=0.01, ha="left")
+        counts = [interval.n for panel in panels.values() for group in panel.values() for interval in group.values()]
+        hollow = "; hollow: one seed" if 1 in counts and max(counts) > 1 else ""
+        figure.suptitle(f"{title}\n{_note(counts, 'bars')}{hollow}", x=0.01, ha="left")
         figure.legend(*_legend_entries(groups), loc="outside lower center", ncols=len(groups))
     return path
 
@@ -195,12 +199,12 @@ def _draw_line(axes, one, x, mean):
     )
 
 
-def _curves_note(lines):
-    counts = sorted({len(one.runs) for one, *_ in lines})
+def _note(counts, shown_as):
+    counts = sorted(set(counts))
     if counts == [1]:
         return "one seed, no interval"
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return f"mean over {seeds} seeds; shaded: 95 % confidence interval of the mean"
+    return f"mean over {seeds} seeds; {shown_as}: 95 % confidence interval of the mean"
 
 
 def _shown_range(lines):

@@ -1,5 +1,6 @@
 """Writes the report of a sweep of SWAMP: report.md, a plot, a heat map, and results.json."""
 
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -50,12 +51,10 @@ def rows(cells: Sequence[Mapping], sparse_from: float) -> Iterator[Row]:
 def level_map(cells: Sequence[Mapping]) -> HeatMap:
     """Validation accuracy in percent of every setting with the base's levels, at every level; marked is what is as good as the level's best."""
     groups = _by_setting(cells)
-
-    def levels(seeds):
-        return [level["sparsity"] for level in next(iter(seeds.values()))["levels"]]
-
-    columns = levels(next(iter(groups.values())))
-    groups = {setting: seeds for setting, seeds in groups.items() if levels(seeds) == columns}
+    levels = {setting: tuple(level["sparsity"] for level in next(iter(seeds.values()))["levels"]) for setting, seeds in groups.items()}
+    # Another fraction alone has other levels: without the base, those of most settings are its own.
+    columns = levels.get(_BASE) or collections.Counter(levels.values()).most_common(1)[0][0]
+    groups = {setting: seeds for setting, seeds in groups.items() if levels[setting] == columns}
     values, marked = np.empty((len(groups), len(columns))), np.zeros((len(groups), len(columns)), bool)
     for number in range(len(columns)):
         found = {setting: {seed: 100 * cell["levels"][number]["validation"] for seed, cell in seeds.items()} for setting, seeds in groups.items()}
@@ -108,13 +107,14 @@ def write_sweep(cells: Sequence[Mapping], directory: Path, *, title: str, sparse
 
 
 def _by_setting(cells):
-    """(Field, value) -> seed -> cell; what diverged is not there."""
+    """(Field, value) -> seed -> cell; what diverged is not there, nor a setting of which all did."""
     groups = {}
     for cell in cells:
+        setting = _BASE if cell["axis"] == BASE else (cell["axis"], str(cell["value"]))
+        seeds = groups.setdefault(setting, {})
         if not cell["diverged"]:
-            setting = _BASE if cell["axis"] == BASE else (cell["axis"], str(cell["value"]))
-            groups.setdefault(setting, {})[cell["seed"]] = cell
-    return groups
+            seeds[cell["seed"]] = cell
+    return {setting: seeds for setting, seeds in groups.items() if seeds}
 
 
 def _sparse(seeds, sparse_from):

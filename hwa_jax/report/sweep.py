@@ -25,7 +25,7 @@ A start is where the average begins, in percent of the training, and goes on to 
 
 _TEST = """\
 On the test split, which took no part in any choice above: the last outer weights, the average with the configuration's I, and the average with the window that
-was best on validation, training by training ("auto")."""
+was best on validation, training by training ("auto"). "Averaged" is I, or all pushes of a training that has fewer."""
 
 _CUTS = (("num_replicas", "sync_period"), ("window_size", "sync_period"), ("window_size", "num_replicas"), ("window_size", "stride"))
 _SYMBOLS = {"num_replicas": "K", "sync_period": "H", "window_size": "I", "stride": "stride", "start": "start"}
@@ -72,7 +72,7 @@ def write_sweep(cells: Sequence[Mapping], directory: Path, *, title: str, window
         for schedule in dict.fromkeys(cell["schedule"] for cell in cells):
             if (around := region(found, schedule)) is not None:
                 yield from (f"## {schedule}", *images(list(_maps(found, around, cells, directory))))
-        yield from ("## On the test split", _test_table(cells), _TEST, *_diverged(cells))
+        yield from ("## On the test split", _test_table(cells, window_size), _TEST, *_diverged(cells))
 
     return write_report(directory, body, title=title, cells=cells, meta=meta)
 
@@ -154,7 +154,7 @@ def _cut(found, around, row, column):
 
 def _start_map(found, around, cells):
     best = around.best
-    cell = next(c for c in cells if c["windows"] and (c["schedule"], c["num_replicas"], c["sync_period"]) == best[:3])
+    cell = next(c for c in cells if c["windows"] and _training(c) == best[:3])
     strides = [int(stride) for stride in next(iter(cell["starts"].values()))]
 
     def setting(start, stride):
@@ -173,14 +173,20 @@ def _heat_map(found, around, row, rows, column, columns, setting_at):
     return HeatMap(_SYMBOLS[row], list(map(str, rows)), _SYMBOLS[column], list(map(str, columns)), values, marked)
 
 
-def _test_table(cells):
+def _test_table(cells, window_size):
+    pushes = {_training(cell): max(window["window_size"] for window in cell["windows"]) for cell in cells if not cell["diverged"]}
     rows = []
-    for (schedule, num_replicas, period), values in _test_accuracies(cells).items():
+    for training, values in _test_accuracies(cells).items():
+        averaged = str(window_size) if window_size <= pushes[training] else f"all {pushes[training]}"
         rows.append([
-            schedule, str(num_replicas), str(period), format_interval(mean_ci(values["outer"].values())),
+            *map(str, training), format_interval(mean_ci(values["outer"].values())), averaged,
             *(format_interval(paired_difference(values[name], values["outer"]), signed=True) for name in ("base", "chosen")),
         ])
-    return markdown_table(["schedule", "K", "H", "outer, %", "average - outer, points", "auto - outer, points"], rows, "lrrrrr")
+    return markdown_table(["schedule", "K", "H", "outer, %", "averaged", "average - outer, points", "auto - outer, points"], rows, "lrrrrrr")
+
+
+def _training(cell):
+    return cell["schedule"], cell["num_replicas"], cell["sync_period"]
 
 
 def _test_accuracies(cells):
@@ -188,7 +194,7 @@ def _test_accuracies(cells):
     found = {}
     for cell in cells:
         if not cell["diverged"]:
-            values = found.setdefault((cell["schedule"], cell["num_replicas"], cell["sync_period"]), {})
+            values = found.setdefault(_training(cell), {})
             for name, accuracy in cell["test"].items():
                 values.setdefault(name, {})[cell["seed"]] = 100 * accuracy
     return found
