@@ -22,6 +22,7 @@ from hwa_jax.algorithms import hwa
 from hwa_jax.data import Split
 from hwa_jax.report.dry_run import describe
 from hwa_jax.training import setup as training_setup
+from hwa_jax.training.ahead_of_time import compile_programs
 from hwa_jax.training.setup import prepare
 from hwa_jax.training.together import together
 
@@ -61,6 +62,13 @@ def assert_same_weights(mine, theirs, rtol=0.0):
     assert ours.keys() == others.keys()
     for name, leaf in others.items():
         np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=rtol * np.abs(leaf).max(), err_msg=name)
+
+
+def test_its_step_compiles_for_devices_that_hold_nothing(data_dir):
+    setup = small_setup({**FIELDS, "data.data_dir": data_dir, "model.name": "mlp", "hwa.num_replicas": 2, "num_devices": 2})
+    programs = {program.name: program for program in compile_programs(setup, jax.devices()[2:])}
+    assert list(programs) == ["step", "evaluation of all", "mean of all"]
+    assert (programs["step"].always, programs["step"].sometimes) == ((), ("all-reduce",))
 
 
 def test_it_is_the_training_in_memory_bit_for_bit(data_dir, monkeypatch, tmp_path):
