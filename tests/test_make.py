@@ -23,7 +23,7 @@ esac
 VENV = "-m venv --clear .venv"
 INSTALL = "-m pip install -qq --disable-pip-version-check -c constraints.txt -e ."
 INSTALL_TPU = "-m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target build/tpu libtpu"
-TEST = "-m pytest -q -rs -n 2 --dist loadfile"
+TEST = "-m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder"
 
 
 def script(path, text):

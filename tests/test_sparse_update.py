@@ -11,9 +11,6 @@ import pytest
 import hwa_jax
 from hwa_jax import masks, particles
 from hwa_jax.training.optimizers import lookahead
-from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 # Shapes of the prunable leaves occur nowhere else, so that parts of a state are known by their shapes.
 SHAPES = {"first": {"kernel": (7, 5), "bias": (5,)}, "second": {"kernel": (5, 3), "bias": (3,)}}
