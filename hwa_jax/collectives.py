@@ -1,11 +1,11 @@
 """Sums over a named axis that travel as one message where each array would be one of its own."""
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 
 def together(operation: Callable[[Any, Any], Any], tree: Any, axis_name: Any) -> Any:
@@ -35,9 +35,9 @@ def together(operation: Callable[[Any, Any], Any], tree: Any, axis_name: Any) ->
     groups: dict[Any, list[int]] = {}
     for place, leaf in enumerate(leaves):
         groups.setdefault(jnp.result_type(leaf), []).append(place)
-    vectors = [jnp.concatenate([jnp.ravel(leaves[place]) for place in places]) for places in groups.values()]
-    for places, vector in zip(groups.values(), operation(vectors, axis_name)):
-        ends = list(itertools.accumulate(jnp.size(leaves[place]) for place in places))
-        for place, part in zip(places, jnp.split(vector, ends[:-1])):
-            leaves[place] = part.reshape(jnp.shape(leaves[place]))
+    raveled = [ravel_pytree([leaves[place] for place in places]) for places in groups.values()]
+    sums = operation([vector for vector, _ in raveled], axis_name)
+    for places, (_, unravel), vector in zip(groups.values(), raveled, sums):
+        for place, leaf in zip(places, unravel(vector)):
+            leaves[place] = leaf
     return jax.tree.unflatten(treedef, leaves)

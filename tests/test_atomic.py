@@ -157,8 +157,10 @@ def test_directories_are_committed_and_removed_by_one_rename(tmp_path, monkeypat
         atomic.remove_directory(path)
     assert not path.exists() and (tmp_path / ".removed-done" / "inner" / "file").exists()
     path.mkdir()
-    atomic.remove_directory(path)
-    assert os.listdir(tmp_path) == [".aside"]
+    # What is not there is removed already.
+    for _ in range(2):
+        atomic.remove_directory(path)
+        assert os.listdir(tmp_path) == [".aside"]
 
 
 @pytest.mark.parametrize("torn", range(len(b'{"step": 3}\n')))

@@ -37,6 +37,11 @@ def test_results_are_those_of_each_array(several_processes, operation, oracle, o
         assert results[name].dtype == leaf.dtype and results[name].shape == leaf.shape
 
 
+def test_nothing_is_nothing(several_processes):
+    # The statistics of a network without BatchNorm.
+    assert collectives.together(lax.psum, {"norm": ()}, "device") == {"norm": ()}
+
+
 def test_one_vector_for_every_dtype(several_processes):
     text = compiled(lax.psum).lower(TREE).compile().as_text()
     sent = re.findall(r"= (.*?) all-reduce\(", text)

@@ -10,6 +10,7 @@ from pruning_runs import SMALL_PRUNING
 from hwa_jax.algorithms import given_masks, imp, swamp, swamp_comparison, swamp_methods
 from hwa_jax.errors import UserError
 from hwa_jax.report.sparsity_comparison import write_comparison
+from hwa_jax.storage import atomic
 from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.training.config import differences
 from hwa_jax.training.interruption import Interrupted
@@ -224,7 +225,6 @@ def test_the_seed_that_runs_keeps_its_trainings_over_a_restart(tmp_path, monkeyp
 def test_tuning_goes_on_after_a_kill_between_a_point_and_its_removal(tmp_path, monkeypatch):
     config = tiny()
     config.methods = ()
-    remove = swamp_comparison._remove
 
     def train(config, method, seed, rates, scratch):
         directory = scratch / method
@@ -239,10 +239,9 @@ def test_tuning_goes_on_after_a_kill_between_a_point_and_its_removal(tmp_path, m
         raise Interrupted
 
     monkeypatch.setattr(swamp_comparison, "algorithm", train)
-    monkeypatch.setattr(swamp_comparison, "_remove", killed)
-    with pytest.raises(Interrupted):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(atomic, "remove_directory", killed)
         swamp_comparison.run(config, tmp_path / "run")
-    monkeypatch.setattr(swamp_comparison, "_remove", remove)
     swamp_comparison.run(config, tmp_path / "run")
     assert [row["validation"] for row in swamp_comparison.tuned(tmp_path / "run")["grid"]] == [1e-5, 0.05]
 

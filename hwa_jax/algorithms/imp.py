@@ -18,15 +18,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hwa_jax import particles
 from hwa_jax.algorithms.cycle_files import Solution
 from hwa_jax.algorithms.pruning_run import PruningRun
+from hwa_jax.algorithms.swamp import particle_weights
 from hwa_jax.errors import UserError
-from hwa_jax.training import processes
 from hwa_jax.training.sparse_setup import SparseSetup, prepare
 from hwa_jax.training.step import TrainState
 from hwa_jax.training.together import Algorithm, alone
-from hwa_jax.training.weights import Weights, recalibrated
 
 # What makes the configuration of SWAMP one of IMP.
 FIELDS = {"num_particles": 1, "swa": False, "rewind": "ticket"}
@@ -73,6 +71,5 @@ def train_one(run: PruningRun, cycle: int, ticket: TrainState, mask: Any) -> Alg
     solution = run.stored(cycle, mask)
     if solution is None:
         trained = yield from run.train_particles(cycle, 1, ticket, mask)
-        [weights] = particles.unstack(processes.to_host(Weights(trained.state.params, trained.state.batch_stats)))
-        solution = run.store(trained, recalibrated(trained.setup, *particles.put(weights, trained.setup.replicated)))
+        solution = run.store(trained, *particle_weights(trained))
     return solution

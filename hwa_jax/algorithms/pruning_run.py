@@ -249,8 +249,7 @@ class PruningRun:
         return f"checkpoints/cycle_{cycle:03d}"
 
     def _remove(self, checkpoints):
-        directory = self._workdir.path / checkpoints
-        processes.on_leader(lambda: directory.exists() and atomic.remove_directory(directory))
+        processes.on_leader(lambda: atomic.remove_directory(self._workdir.path / checkpoints))
 
 
 class _Stopped(Exception):

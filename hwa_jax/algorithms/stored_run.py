@@ -130,9 +130,12 @@ def finished_cycles(directory: pathlib.Path, cycle: int | None = None) -> tuple[
 
 
 def for_evaluation(config: ConfigDict) -> ConfigDict:
-    """A configuration that prepares wherever there are devices, not only where it was trained."""
+    """A configuration, of HWA or of a pruning, that prepares wherever there are devices, not only where it was trained."""
     config = config.copy_and_resolve_references()
-    config.num_devices, config.hwa.data_parallel = math.gcd(config.hwa.num_replicas, jax.device_count()), 1
+    if "hwa" in config:
+        config.num_devices, config.hwa.data_parallel = math.gcd(config.hwa.num_replicas, jax.device_count()), 1
+    else:
+        config.num_devices = min(config.num_devices, jax.device_count())
     config.init_from = ""  # the file may be gone, and the weights are here
     return config
 

@@ -3,9 +3,6 @@
 import os
 import pathlib
 
-import jax
-from ml_collections import ConfigDict
-
 from hwa_jax import particles
 from hwa_jax.algorithms import hwa_weights, stored_run
 from hwa_jax.algorithms.cycle_files import read_metrics
@@ -65,7 +62,7 @@ def _of_hwa(directory):
 
 def _of_pruning(directory, record, cycle):
     config = stored_run.stored_config(directory, record["config"], default_swamp_config())
-    setup = prepare(_for_these_devices(config))
+    setup = prepare(stored_run.for_evaluation(config))
     stored_run.require_same_data(directory, setup, record["data_fingerprint"])
     cycles, cycle = stored_run.finished_cycles(directory, cycle)
     metrics = {number: read_metrics(path) for number, path in cycles.items()}
@@ -81,13 +78,6 @@ def _of_pruning(directory, record, cycle):
         corners=corners or {"average": average},
         plane=dict(spanning), centre="average", mask=mask, masks_differ=True,
     )
-
-
-def _for_these_devices(config: ConfigDict) -> ConfigDict:
-    config = config.copy_and_resolve_references()
-    config.num_devices = min(config.num_devices, jax.device_count())
-    config.init_from = ""  # the file may be gone, and the weights are here
-    return config
 
 
 def _load(path):

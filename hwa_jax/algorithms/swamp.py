@@ -113,9 +113,8 @@ def particle_weights(trained: Trained) -> list[Weights]:
     """Each particle's SWA average, without SWA its last weights; BatchNorm statistics computed anew."""
     setup, state = trained.setup, trained.state
     params = state.params if setup.swa is None else setup.swa.value(state.ema)
-    stacked = processes.to_host(Weights(params, state.batch_stats))
-    weights = [particles.put(one, setup.replicated) for one in particles.unstack(stacked)]
-    return [recalibrated(setup, *one) for one in weights]
+    stacked = recalibrated(setup, params, state.batch_stats, stacked=True)
+    return [particles.put(one, setup.replicated) for one in particles.unstack(processes.to_host(stacked))]
 
 
 def average_of(trained: Trained, found: Sequence[Weights]) -> Weights:

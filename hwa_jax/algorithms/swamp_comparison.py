@@ -95,7 +95,7 @@ def run(config: ConfigDict, directory: str | pathlib.Path, *, overwrite: bool = 
         size = most_seeds(config.seeds_at_once, len(config.seeds))
         for start in range(0, len(config.seeds), size):
             _train_together(config, config.seeds[start : start + size], rates, paths, workdir.path / "scratch")
-        _remove(workdir.path / "scratch")
+        atomic.remove_directory(workdir.path / "scratch")
         return [read_json(path) for path in paths.values()]
 
 
@@ -111,7 +111,7 @@ def _train_together(config, seeds, rates, paths, scratch):
             atomic.write_json(paths[seed, method], cell)
     # Only now: methods of one seed use each other's trainings.
     for directory in directories.values():
-        _remove(directory)
+        atomic.remove_directory(directory)
 
 
 def _validate(config):
@@ -140,12 +140,6 @@ def _known(config):
     return (*fields_of(config), ENSEMBLE, BEST_OF_N)
 
 
-def _remove(directory):
-    """All of it or, after a kill, a leftover that no run takes for a training."""
-    if directory.exists():
-        atomic.remove_directory(directory)
-
-
 def _tune(config: ConfigDict, directory: pathlib.Path) -> dict[str, float]:
     """Trains what is missing of the grids, point by point, into tuning.json; the chosen rates."""
     path = directory / "tuning.json"
@@ -161,7 +155,7 @@ def _tune(config: ConfigDict, directory: pathlib.Path) -> dict[str, float]:
                 scratch = directory / "scratch" / "-".join(map(str, ("tuning", *point.values())))
                 stored["grid"].append(point | {"validation": _mean_validation(config, point, scratch)})
                 atomic.write_json(path, stored)
-                _remove(scratch)
+                atomic.remove_directory(scratch)
             accuracies.setdefault(rate, []).extend(row["validation"] for row in stored["grid"] if point.items() <= row.items())
         return max(accuracies, key=lambda rate: sum(accuracies[rate])) if accuracies else grid[0]
 

@@ -170,7 +170,7 @@ def commit_directory(aside, path):
 
 
 def remove_directory(path):
-    """Removes a directory: first its name, in one step, then what it holds.
+    """Removes a directory, if it is there: first its name, in one step, then what it holds.
 
     A removal that is killed leaves the whole directory, or a leftover whose name starts
     with a dot.
@@ -183,6 +183,8 @@ def remove_directory(path):
         ...     os.listdir(directory)
         []
     """
+    if not os.path.isdir(path):
+        return
     parent, name = os.path.split(os.path.abspath(path))
     aside = os.path.join(parent, f".removed-{name}")
     if os.path.isdir(aside):
