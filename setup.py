@@ -31,7 +31,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "dev": [
         "pytest>=8.0",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.8",
         "hypothesis>=6.100",
         "ml_dtypes>=0.5",  # bfloat16 in NumPy
         "equinox>=0.13",  # the core is tested on another library's models
