@@ -23,7 +23,7 @@ report = importlib.import_module("report")
 
 def bench(output, *arguments):
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment |= {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return subprocess.run(
         [sys.executable, BENCHMARKS / "run.py", f"--output={output}", *arguments],
         env=environment, capture_output=True, text=True, cwd=output,

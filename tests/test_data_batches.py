@@ -11,6 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from hwa_jax.data.batches import epoch_indices, gather, steps_per_epoch, to_device
 from hwa_jax.data.dataset import Split
 from hwa_jax.errors import UserError
+from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 KEY = jax.random.key(11)
 

@@ -7,6 +7,9 @@ import pkgutil
 import pytest
 
 import hwa_jax
+from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 MODULES = ["hwa_jax", *(module.name for module in pkgutil.walk_packages(hwa_jax.__path__, "hwa_jax."))]
 # What an extra installs; a module that needs it is skipped where it is absent, any other missing module is an error.

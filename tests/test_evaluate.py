@@ -21,6 +21,9 @@ from hwa_jax.storage.checkpoint import CheckpointStore
 from hwa_jax.training.config import default_config
 from hwa_jax.training.setup import prepare
 from hwa_jax.training.weights import recalibrated
+from training_runs import compilation_cache_dir, compiled_once  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 PROGRAM = Path(__file__).resolve().parent.parent / "experiments" / "evaluate.py"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tfds_pictures import COUNTS, picture
-from training_runs import small_setup
+from training_runs import compilation_cache_dir, compiled_once, small_setup  # noqa: F401
 
 import hwa_jax.data
 from hwa_jax import particles
@@ -18,6 +18,8 @@ from hwa_jax.data.cropping import center_crop
 from hwa_jax.data.streamed import load_streamed
 from hwa_jax.data.streaming import stream
 from hwa_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 PHOTOS = {"data.name": "hwa_test_photos", "data.streamed": True, "data.image_size": 16, "data.num_train": 0}
 
