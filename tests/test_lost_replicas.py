@@ -68,6 +68,31 @@ def test_the_average_is_that_of_the_others(tmp_path, poison, caplog, step, field
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.parametrize("policy", ["drop", "stop"])
+def test_an_update_that_overflows_right_before_the_inner_evaluation(tmp_path, monkeypatch, policy):
+    step = Session.step
+
+    def exploding(session, state, count):
+        state = step(session, state, count)
+        if int(state.step) == 3:
+            params = dict(state.params)
+            params["dense1"] = jax.tree.map(lambda leaf: leaf.at[2].set(3e38), params["dense1"])
+            state = session.setup.place(state._replace(params=params))
+        return state
+
+    monkeypatch.setattr(Session, "step", exploding)
+    fields = {**FIELDS, "evaluation.every": "4 steps", "hwa.nan_policy": policy}
+    if policy == "stop":
+        with pytest.raises(Diverged, match="not finite"):
+            train(tmp_path, fields)
+        return
+    train(tmp_path, fields)
+    assert [(row["step"], row["replica"]) for row in rows(tmp_path, kind="drop")] == [(4, 2)]
+    # What could not be measured has no row.
+    assert {row["step"] for row in rows(tmp_path, kind="evaluation", weights="inner")} == {8, 12}
+    assert {row["step"] for row in rows(tmp_path, kind="evaluation", weights="outer")} == {4, 8, 12}
+
+
 def test_before_an_evaluation_between_averages_it_restarts_from_the_outer_weights_of_then(tmp_path, poison):
     poison({6: [0, 3]})
     train(tmp_path, {**DROP, "evaluation.every": "7 steps", "logging.every": "3 steps"})

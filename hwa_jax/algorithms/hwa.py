@@ -31,7 +31,7 @@ from hwa_jax import particles
 from hwa_jax.algorithms import window_choice
 from hwa_jax.algorithms.health_watch import HealthWatch
 from hwa_jax.algorithms.hwa_weights import all_weights, average_metrics, hwa_choice, outer_weights
-from hwa_jax.errors import UserError
+from hwa_jax.errors import Diverged, UserError
 from hwa_jax.online import is_synchronization_step, synchronize
 from hwa_jax.storage.safetensors import save_weights
 from hwa_jax.storage.window_store import WindowStore
@@ -216,7 +216,14 @@ class _Hwa:
         """The replicas one step before, since at a synchronization they have just been made equal."""
         state = self._session.without_lost(done - 1, state)
         with self._evaluating(state):
-            inner = recalibrated(self._setup, state.params, state.batch_stats, stacked=True)
+            try:
+                inner = recalibrated(self._setup, state.params, state.batch_stats, stacked=True)
+            except Diverged:
+                if not self._setup.drops_lost:
+                    raise
+                # By its last update; the step that comes now finds and drops it, and there is nothing to measure before.
+                self._inner_metrics = {}
+                return state
             self._inner_metrics = {
                 name: average_metrics(self._setup.evaluator.stacked(*inner, split)) for name, split in self._curve_splits.items()
             }
@@ -233,7 +240,7 @@ class _Hwa:
             }
         if choice is not None and choice.curve:
             self._session.write(done, "window", {"window_size": choice.window_size})
-        evaluated["inner"] = self._inner_metrics or evaluated["outer"]
+        evaluated["inner"] = evaluated["outer"] if self._inner_metrics is None else self._inner_metrics
         for name, by_split in evaluated.items():
             for split, values in by_split.items():
                 self._session.write(done, "evaluation", {"weights": name, "split": split, **values})
