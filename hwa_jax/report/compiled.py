@@ -3,7 +3,7 @@
 import collections
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def table(programs: Sequence[CompiledProgram]) -> str:
     """A row for every program, in markdown; bytes are those on each device.
 
     Example:
-        >>> print(table([CompiledProgram("step", 2_000_000, 500_000, (), ("all-reduce",), 3.0)]))
+        >>> print(table([CompiledProgram("step", 2_000_000, 500_000, (), ("all-reduce",))]))
         | program | arguments | temporary | every call | where an average is due |
         | :------ | --------: | --------: | ---------: | ----------------------: |
         | step    |      2 MB |    500 kB |       none |            1 all-reduce |
@@ -56,16 +56,25 @@ def add_to_report(directory: Path, config: ConfigDict, topology: str, device_kin
     name = re.sub(r"[^\w.-]+", "_", cell["title"].replace(" = ", "").lower())
     (directory / "cells").mkdir(parents=True, exist_ok=True)
     atomic.write_json(directory / "cells" / f"{name}.json", cell)
-    cells = [json.loads(path.read_text()) for path in sorted(directory.glob("cells/*.json"))]
     path = directory / "report.md"
-    atomic.write_text(path, "\n\n".join([
+    atomic.write_text(path, report([json.loads(path.read_text()) for path in sorted(directory.glob("cells/*.json"))]))
+    return path
+
+
+def report(cells: Sequence[Mapping]) -> str:
+    """The text of report.md.
+
+    Example:
+        >>> print(report([]).splitlines()[0])
+        # Compiled for accelerators that were not there
+    """
+    return "\n\n".join([
         "# Compiled for accelerators that were not there",
         "The trainers' own programs, compiled by XLA for TPU slices (libtpu) and for NVIDIA GPUs, on a machine with neither. Nothing was run: this shows that "
         "the programs compile, what each device holds (arguments with the training images among them, and what a program needs beside), and which of them communicate: on every "
         "call, or only where an average is due. A GPU's compiler chooses its convolutions by trying them, here it could not.",
         *(part for cell in cells for part in _section(cell)),
-    ]) + "\n")
-    return path
+    ]) + "\n"
 
 
 def _section(cell):

@@ -42,12 +42,14 @@ def devices(topology: str) -> list[jax.Device]:
     if not match:
         raise UserError(f"--topology={topology}: give kind:size, as in v5e:2x2, v6e:2x4 or h100:4")
     kind, size = match.groups()
+    if kind in ("v2", "v3", "v4"):
+        raise UserError(f"--topology={topology}: libtpu counts two devices for each chip of {kind}, which is not how JAX lays them out: give v5e, v5p or v6e")
     try:
         if kind == "h100":
             found = topologies.get_topology_desc(platform="cuda", target_config=_H100, topology=f"1x1x{size}")
         else:
-            found = _slice(topology, is_single=size == "1x1", has_two_cores=kind == "v5p")
-    except (RuntimeError, NotImplementedError) as error:
+            found = _slice(topology, is_single=set(size) <= {"1", "x"}, has_two_cores=kind == "v5p")
+    except RuntimeError as error:
         if "not installed" in str(error) or isinstance(error, NotImplementedError):
             cure = "pip install -c constraints.txt -e '.[cuda]'" if kind == "h100" else "make tpu-compiler, and set TPU_LIBRARY_PATH=build/tpu/libtpu/libtpu.so"
             raise UserError(f"--topology={topology}: the compiler for it is not installed: {cure}") from error

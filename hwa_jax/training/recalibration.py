@@ -48,7 +48,7 @@ class Recalibration:
 
         self._moments = jax.jit(moments)
         # Whole on every device, so that every process pools those of all particles.
-        self._stacked_moments = jax.jit(particles.vectorize(moments, in_axes=(0, 0, None), mesh=mesh), out_shardings=self._whole)
+        self.stacked_moments = jax.jit(particles.vectorize(moments, in_axes=(0, 0, None), mesh=mesh), out_shardings=self._whole)
 
     def __call__(self, params: Any, batch_stats: Any, *, stacked: bool = False) -> tuple[Any, RecalibrationReport | None]:
         """Statistics of these weights, laid out as weights are, and how far they moved; what came in, without BatchNorm.
@@ -61,7 +61,7 @@ class Recalibration:
         """
         if not jax.tree.leaves(batch_stats):
             return batch_stats, None
-        moments = self._stacked_moments if stacked else self._moments
+        moments = self.stacked_moments if stacked else self._moments
         pairs, report = recalibrate_batch_stats(
             lambda images: (moments(params, batch_stats, images), len(images)),
             self._train.image_batches(self._batch_size, self._num_examples), initial=as_pairs(processes.to_host(batch_stats)),
