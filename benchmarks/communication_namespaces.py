@@ -147,8 +147,7 @@ def report(result: dict[str, Any]) -> str:
         "of these, the bytes and the bandwidth (less TCP's headers, 1448 of 1514 bytes) by the ring of `hwa_jax.analysis.communication`. "
         "Rows with a latency passed through a relay, a program that delays every packet by so much in each direction. Each of the ring's two "
         "rounds is predicted to wait for it twice, since Gloo's receiver tells the sender that it is ready; that was put in after 20 ms had been measured, and before 50 ms. "
-        "A first table, with a bucket of 16 kB and the link without a limit measured at H = 1 alone, had 26 of 27 rows: such a bucket fills during a latency, and "
-        "10 Mbit/s were up to 12 % faster than predicted. "
+        "The bucket's size, and the average on the link without a limit at every H, were chosen after a first table: a bucket of 16 kB fills during a latency, and lets as much pass unshaped. "
         "TCP's congestion control is CUBIC, with `net.ipv4.tcp_slow_start_after_idle=0`; the second table has what others cost.",
         f"Predicted within {GOAL:.0%} of the measured step: {within} of {len(cells)} rows.",
         markdown_table(

@@ -168,12 +168,12 @@ def on_one_device(compiled_once, tmp_path_factory):  # noqa: F811
 
 
 ON_DEVICES = {
-    "hwa.num_replicas": 4, "training.duration": "20 steps", "optimizer.momentum": 0.9, "data.crop_padding": 1,
+    "hwa.num_replicas": 8, "training.duration": "20 steps", "optimizer.momentum": 0.9, "data.crop_padding": 1,
     "model.norm": "batch", "evaluation.every": "20 steps",
 }
 
 
-@pytest.mark.parametrize("num_devices", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("num_devices", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_numbers_do_not_depend_on_devices(tmp_path, on_one_device, num_devices):
     results = train(tmp_path, {**ON_DEVICES, "num_devices": num_devices})
     expected, weights = on_one_device
