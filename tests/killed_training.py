@@ -1,6 +1,6 @@
 """A program of experiments/, saying what it is about to do and waiting to be told to go on; and its other end.
 
-Before and after every step, every event that is due and every removal of an old checkpoint or member of the window, and in pruning every mask, every cycle that is stored, every file of
+Before and after every step, every event that is due, every commit of a checkpoint and every removal of an old one or of a member of the window, and in pruning every mask, every cycle that is stored, every file of
 weights in it and the end, the program writes a line to stdout, "enter push 8" or "exit push 8", and reads a line from stdin.
 Once stdin has ended, it goes on without asking.
 """
