@@ -38,8 +38,7 @@ conv-lowerings: .venv/base.stamp  ## Measure the table of convolution lowerings 
 onednn: .venv/onednn.stamp  ## Build oneDNN's convolutions for CPUs; HWA_JAX_CONV=onednn switches them on
 	@$(BIN)/python -c "from hwa_jax import onednn; onednn.main()"
 
-tpu-compiler: .venv/base.stamp  ## Install the compiler for TPUs into build/tpu, for experiments/compile_ahead.py
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target build/tpu libtpu
+tpu-compiler: build/tpu.stamp  ## Install the compiler for TPUs into build/tpu, for experiments/compile_ahead.py
 
 docs: .venv/docs.stamp  ## Build the documentation site; build/docs/index.html
 	@$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
@@ -59,4 +58,8 @@ clean:  ## Remove .venv, the demos' results and what builds and tests leave behi
 	  $(PYTHON) -m venv --clear .venv; }
 	@echo "installing hwa_jax$(EXTRAS) into .venv"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
+	@touch $@
+
+build/tpu.stamp: .venv/base.stamp
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target build/tpu libtpu
 	@touch $@

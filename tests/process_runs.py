@@ -44,6 +44,14 @@ def free_port():
         return free.getsockname()[1]
 
 
+def process_environment(devices, compiled):
+    """Variables of a process with so many fake devices that keeps its compiled programs in a directory."""
+    return {
+        **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT),
+    }
+
+
 class Processes:
     """A training of several processes; a context manager that leaves none of them behind.
 
@@ -65,10 +73,7 @@ class Processes:
         ]
         if num_processes > 1:
             command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={num_processes}"]
-        variables = {
-            **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT), **dict(environment),
-        }
+        variables = {**process_environment(devices, compiled), **dict(environment)}
         self.all = []
         for number in range(num_processes):
             mine = [*command, *[f"--process_id={number}"] * (num_processes > 1), *(others or {}).get(number, ())]
