@@ -61,5 +61,6 @@ clean:  ## Remove .venv, the demos' results and what builds and tests leave behi
 	@touch $@
 
 build/tpu.stamp: .venv/base.stamp
+	@mkdir -p build
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target build/tpu libtpu
 	@touch $@
