@@ -27,7 +27,7 @@ test-all: .venv/dev.stamp  ## Run the fast and the slow tests
 	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
 faults: .venv/dev.stamp  ## Kill, stop, damage, fill the disk: all tests of faults, short and long ones
-	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder -m "" tests/faults tests/test_lost_replicas.py tests/test_streamed_training.py tests/test_swamp_processes.py tests/test_swamp_resume.py
+	@$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder -m "" tests/faults tests/test_lost_replicas.py tests/test_processes.py tests/test_streamed_training.py tests/test_swamp_processes.py tests/test_swamp_resume.py
 
 bench: .venv/bench.stamp  ## Measure speed and memory, goes on where it stopped; BENCH="--rows=particles --models=cnn_s" for a part
 	@$(BIN)/python benchmarks/run.py $(BENCH)

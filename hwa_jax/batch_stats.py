@@ -159,8 +159,10 @@ def _as_float64(tree, index):
         if not _is_pair(pair):
             raise ValueError(f"recalibrate_batch_stats: batch {index}: every leaf must be a tuple (mean, variance)")
         pair = tuple(np.asarray(x, np.float64) for x in pair)
-        if not all(np.isfinite(x).all() for x in pair):
-            raise Diverged(f"recalibrate_batch_stats: the moments of batch {index} are not finite: the weights have diverged, lower the learning rate")
+        for x in pair:
+            if not np.isfinite(x).all():
+                found = x[~np.isfinite(x)][0]
+                raise Diverged(f"recalibrate_batch_stats: the moments of batch {index} are not finite ({found}): the weights have diverged, lower the learning rate")
         return pair
 
     return _map_pairs(convert, tree)

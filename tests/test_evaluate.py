@@ -240,6 +240,15 @@ def test_load_predictor_refuses_what_it_cannot_use(trained, tmp_path):
         hwa_jax.load_predictor(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">i8", ">f2", "<f4", "bfloat16", "bool"])
+def test_weights_of_any_byte_order_come_back(tmp_path, dtype):
+    array = np.arange(6).reshape(2, 3).T.astype(dtype)
+    safetensors.save_weights(tmp_path / "w.safetensors", {"kernel": array, "scale": array[2, 1]}, {})
+    params, _ = safetensors.load_weights(tmp_path / "w.safetensors")
+    assert params["kernel"].dtype == array.dtype.newbyteorder("<") and params["scale"] == array[2, 1]
+    np.testing.assert_array_equal(params["kernel"], array)
+
+
 def test_networks_leave_the_arrays_of_the_caller_alone(run):
     weights = jax.tree.map(np.array, tuple(hwa_weights.outer_weights(run.setup, run.state)))
     before = jax.tree.map(np.copy, weights)

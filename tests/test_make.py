@@ -86,7 +86,7 @@ def test_each_target_starts_from_an_empty_clone(clone):
         ],
         "demo-swamp": [VENV, INSTALL, "experiments/train_swamp.py --config=configs/swamp_digits.py --workdir=runs/demo-swamp"],
         "smoke": [VENV, INSTALL, "experiments/smoke.py"],
-        "faults": [VENV, INSTALL + "[dev]", TEST + " -m  tests/faults tests/test_lost_replicas.py tests/test_streamed_training.py tests/test_swamp_processes.py tests/test_swamp_resume.py"],
+        "faults": [VENV, INSTALL + "[dev]", TEST + " -m  tests/faults tests/test_lost_replicas.py tests/test_processes.py tests/test_streamed_training.py tests/test_swamp_processes.py tests/test_swamp_resume.py"],
         "bench": [VENV, INSTALL + "[bench]", "benchmarks/run.py"],
         "conv-lowerings": [VENV, INSTALL, "benchmarks/conv_lowerings.py"],
         "onednn": [VENV, INSTALL + "[onednn]", "-c from hwa_jax import onednn; onednn.main()"],

@@ -1,6 +1,9 @@
 """One training over several processes: the numbers of one process, one writer, one end."""
 
 import random
+import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -10,8 +13,8 @@ import pytest
 from hwa_jax.training import peers
 from hwa_jax.training.processes import explain_lost
 from hwa_jax.training.workdir import read_json
-from killed_processes import Kill, finish, kill_once
-from process_runs import FIELDS, SECONDS, TRAIN_HWA, Processes, run, run_in_float64
+from killed_processes import LOST, MARGIN, PEER_TIMEOUT, Kill, finish, kill_once, stop_once
+from process_runs import FIELDS, SECONDS, TRAIN_HWA, Processes, free_port, run, run_in_float64
 from programs import ROOT, call
 from training_runs import checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, train  # noqa: F401
 
@@ -64,10 +67,11 @@ def test_two_processes_are_one_training(on_two_processes, compiled_once, tmp_pat
     assert "weights:" in ends[0][1] and ends[1][1] == ""
 
 
-def test_kills_of_one_process_and_of_both(on_two_processes, compilation_cache_dir, tmp_path):  # noqa: F811
+def test_kills_of_one_process_and_of_both_and_a_stuck_one(on_two_processes, compilation_cache_dir, tmp_path):  # noqa: F811
     layout, rng = {"program": TRAIN_HWA, "devices": 2, "compiled": compilation_cache_dir}, random.Random(0)
     # After the checkpoint of step 10.
     assert kill_once(tmp_path / "run", Kill("step", "within", (1,)), 11, rng, **layout) == 11
+    stop_once(tmp_path / "run", 0, "step", 11, rng, **layout)
     assert kill_once(tmp_path / "run", Kill("push", "within", (0, 1)), 1, rng, **layout) == 12
     finish(tmp_path / "run", **layout)
     assert_same_weights(tmp_path / "run", on_two_processes[0], 0)
@@ -166,6 +170,35 @@ def test_an_error_of_the_runtime_waits_for_the_name_of_the_lost_one(monkeypatch,
     monkeypatch.setattr(peers, "wait_for_verdict", waited.append)
     explain_lost(error, 7)
     assert waited == [7] * waits
+
+
+ABORT = f"""
+import os, sys, time
+from hwa_jax.training import peers, processes
+coordinator, mine, aborting = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+processes.join(coordinator, 2, mine, peer_timeout={PEER_TIMEOUT})
+if mine == aborting:
+    time.sleep(3 * peers.POLL_SECONDS)  # until the other one has heard it
+    print("the cause", file=sys.stderr, flush=True)
+    os.abort()
+time.sleep({SECONDS})
+"""
+
+
+@pytest.mark.parametrize("aborting", [0, 1])
+def test_an_abort_keeps_its_cause_and_is_named_by_the_other(aborting):
+    command = [sys.executable, "-c", ABORT, f"127.0.0.1:{free_port()}"]
+    pair = [subprocess.Popen([*command, str(number), str(aborting)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for number in range(2)]
+    try:
+        _, cause = pair[aborting].communicate(timeout=SECONDS)
+        _, verdict = pair[1 - aborting].communicate(timeout=PEER_TIMEOUT + MARGIN)
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+    assert pair[aborting].returncode == -signal.SIGABRT and "the cause" in cause and "error: " not in cause, cause
+    assert pair[1 - aborting].returncode == 1 and [line for line in verdict.splitlines() if line.startswith("error: ")] == [LOST[aborting]], verdict
 
 
 FLAGS = {

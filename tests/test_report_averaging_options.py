@@ -60,8 +60,9 @@ LONG = [cell("plain", "equal_compute", seed, 0.82 - 0.01 * seed) for seed in ran
 def test_equal_compute_by_hand():
     """One network with twice the epochs: 82, 81, 80. HWA: 80, 79, 78, and with bfloat16 83, 82.1, 80.9."""
     offline = [cell("offline_window", "equal_compute", seed, 0.81 - 0.01 * seed, num_train=n) for seed in range(2) for n in (9000, 500)]
-    other_compute = [cell("plain", "equal_compute", seed, 0.1, compute_epochs=80.0) for seed in range(3)]
-    found = {(one.sync_period, one.batches, one.averaging): one.singles for one in options([*CELLS, *LONG, *offline, *other_compute])}
+    others = [cell("plain", "equal_compute", seed, 0.1, compute_epochs=80.0) for seed in range(3)]
+    others += [cell("offline_window", "equal_compute", seed, 0.1, window_size=size) for seed in range(3) for size in (5, "auto")]
+    found = {(one.sync_period, one.batches, one.averaging): one.singles for one in options([*CELLS, *LONG, *offline, *others])}
     assert found[90, None, None]["plain"].mean == pytest.approx(-2.0) and found[90, None, "bfloat16"]["plain"].mean == pytest.approx(1.0)
     assert found[90, None, "bfloat16"]["plain"].half_width == pytest.approx(0.2484, abs=1e-4)
     assert found[90, None, None]["offline_window"].mean == pytest.approx(-1.0) and found[90, None, None]["offline_window"].n == 2

@@ -51,11 +51,14 @@ def read_metrics(directory: pathlib.Path) -> dict[str, Any] | None:
 
     def read():
         with _naming_the_way_out(directory):
-            metrics = read_json(directory / "metrics.json")
+            file = directory / "metrics.json"
+            metrics = read_json(file)
+            if not isinstance(metrics, dict | None):
+                raise UserError(f"{file}: is damaged (holds no JSON object); restore it")
             # An earlier version stored none.
             expected = metrics and metrics.pop("checksum", None)
             if expected is not None and expected != checksum.of_json(metrics):
-                raise UserError(f"{directory / 'metrics.json'}: is damaged (the checksum differs); restore it")
+                raise UserError(f"{file}: is damaged (the checksum differs); restore it")
         return metrics
 
     return processes.from_leader(read)
@@ -110,8 +113,8 @@ def write_cycle(
         save_sparse_weights(aside / f"{name}.safetensors", *these, mask, {"weights": name, **about})
     # Which weights the next mask is made of hangs on one digit of it.
     atomic.write_json(aside / "metrics.json", {**metrics, "checksum": checksum.of_json(metrics)})
-    if directory.exists():  # a cycle that has lost its metrics.json was trained again
-        atomic.remove_directory(directory)
+    # A cycle that has lost its metrics.json was trained again.
+    atomic.remove_directory(directory)
     atomic.commit_directory(aside, directory)
 
 

@@ -17,8 +17,9 @@ _SPECIAL = ("averaging", "replica_batch_sizes")
 _SAME = ("optimizer", "schedule", "num_train", "num_replicas", "sync_period", "replica_batch_sizes")
 # What names a row beside H, batches and averaging, where it varies -> how.
 _NAMED = {"optimizer": "{}", "schedule": "{}", "num_train": "{:,} images", "num_replicas": "K={}", "window_size": "I={}"}
-# One network, trained as long as all replicas together.
-_SINGLE = ("plain", "offline_window")
+_TRAINED_ALIKE = ("optimizer", "schedule", "num_train")
+# One network, trained as long as all replicas together -> what it has in common with them.
+_SINGLE = {"plain": _TRAINED_ALIKE, "offline_window": (*_TRAINED_ALIKE, "window_size")}
 _WIDEST = 20
 _HEADER = [
     "H", "Batches", "Averaging", "HWA, test accuracy, %", "− plain average, points", "n", "Verdict", "Online average − its plain one, points",
@@ -156,7 +157,7 @@ def _as_long(cells, method, one):
     return {
         cell["seed"]: cell for cell in cells
         if cell["method"] == method and cell["comparison"] == "equal_compute" and same_budget(cell["compute_epochs"], one["compute_epochs"])
-        and all(cell[name] == one[name] for name in ("optimizer", "schedule", "num_train"))
+        and all(cell[name] == one[name] for name in _SINGLE[method])
     }
 
 

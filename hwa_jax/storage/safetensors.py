@@ -90,11 +90,10 @@ def write_arrays(
     """
     from safetensors.numpy import save
 
-    # Not ascontiguousarray, which makes a scalar a vector.
-    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    stored = {name: _as_stored(array) for name, array in arrays.items()}
     metadata = metadata or {}
-    about = {**metadata, _CHECKSUM: checksum.of_arrays(contiguous, metadata)}
-    atomic.write_bytes(path, save(contiguous, {**(others or {}), _METADATA: json.dumps(about)}))
+    about = {**metadata, _CHECKSUM: checksum.of_arrays(stored, metadata)}
+    atomic.write_bytes(path, save(stored, {**(others or {}), _METADATA: json.dumps(about)}))
 
 
 def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -170,6 +169,13 @@ def first_difference(arrays: dict[str, Any], others: dict[str, Any]) -> tuple[st
         if mine.get(name) != wanted.get(name):
             return name, mine.get(name, "missing"), wanted.get(name, "missing")
     return None
+
+
+def _as_stored(array):
+    """The array as the file holds it, in row-major order and little-endian."""
+    # Not ascontiguousarray, which makes a scalar a vector.
+    array = np.asarray(array, order="C")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _split_metadata(where, header):

@@ -7,11 +7,13 @@ import atexit
 import collections
 import contextlib
 import ctypes
+import faulthandler
 import itertools
 import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,6 +21,7 @@ import time
 import jax
 
 POLL_SECONDS = 1.0
+_CONNECT_SECONDS = 3.0
 LEFT = "left"
 _ENDED, _ALIVE = "hwa_jax_ended/", "hwa_jax_alive/"
 
@@ -137,8 +140,22 @@ def _end_with(line, code):
 # Where process 0 is gone, the runtime's own thread calls abort: a handler of Python's would never be run.
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _end_after_abort(number):
-    del number
-    _end_with("process 0 is gone, and the others cannot go on without it: the same command continues", 1)
+    if not _answers():
+        _end_with("process 0 is gone, and the others cannot go on without it: the same command continues", 1)
+    # An abort of this process itself: as Python shows it without the watch.
+    faulthandler.dump_traceback()
+    ctypes.CDLL(None).signal(number, signal.SIG_DFL)
+    os.abort()
+
+
+def _answers():
+    """Whether the host of process 0 takes connections where the runtime's service listens; also where process 0 is stopped."""
+    host, _, port = _state().coordinator_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _others(said):
@@ -147,6 +164,10 @@ def _others(said):
 
 
 def _client():
+    return _state().client
+
+
+def _state():
     from jax._src import distributed  # JAX has no public way to its key-value store.
 
-    return distributed.global_state.client
+    return distributed.global_state

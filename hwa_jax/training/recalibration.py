@@ -58,6 +58,9 @@ class Recalibration:
             batch_stats: its statistics so far.
             stacked: whether these are several networks, leaves [N, ...], which get statistics each of their own; the
                 report is then that of the least settled.
+
+        Raises:
+            Diverged: statistics that are not finite.
         """
         if not jax.tree.leaves(batch_stats):
             return batch_stats, None

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from damaged_files import DAMAGES, are_equal, files_by_kind, give_again_after
+from hwa_jax.algorithms import cycle_files
 from hwa_jax.errors import UserError
 from hwa_jax.storage import safetensors, sparse_weights
 from hwa_jax.training.session import Session
@@ -107,6 +108,14 @@ def test_the_solution_of_a_cycle_is_not_another_one(interrupted, whole, tmp_path
     file.write_text(text.replace('"solution": "average"', '"solution": "particle_1"'))
     ended = give_pruning_again(copy)
     assert ended.code == 2 and f"{file}: is damaged (the checksum differs); restore it; or delete {file.parent}, and" in ended.stderr
+
+
+@pytest.mark.parametrize("text", ["[1]", "1", '"a"', "[]"])
+def test_metrics_of_a_cycle_that_are_no_object(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.json: is damaged \(holds no JSON object\); restore it; or delete") as raised:
+        cycle_files.read_metrics(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_every_flipped_bit_of_a_file_of_weights_is_noticed_or_changes_nothing(tmp_path):
