@@ -4,10 +4,12 @@ import contextlib
 import pathlib
 import signal
 import subprocess
+import tempfile
+import time
 from typing import NamedTuple
 
-from killed_training import Child, watched_command
-from process_runs import free_port, run
+from killed_training import Child, phases_in, watched_command
+from process_runs import SECONDS, free_port, run
 
 PEER_TIMEOUT = 5
 # What docs/scale.md promises: a process that has lost another one ends within --peer_timeout and so much more.
@@ -38,7 +40,7 @@ class WatchedPair:
 
     Args:
         directory: the work directory.
-        waiting: the number of the one that waits in its phases; the other one goes on without asking.
+        waiting: the number of the one that waits in its phases, or None; the others go on without asking.
         program: a `process_runs.Program`.
         devices: fake devices of each.
         compiled: directory of compiled programs.
@@ -49,16 +51,24 @@ class WatchedPair:
             pathlib.Path(program.script).name, pathlib.Path(program.config).name, program.fields, compiled, devices=devices
         )
         flags = ["--num_processes=2", f"--coordinator=127.0.0.1:{free_port()}", f"--peer_timeout={PEER_TIMEOUT}"]
+        # Files, since a pipe that nobody reads holds up its writer.
+        self._stdouts, self._stderrs = ([tempfile.TemporaryFile("w+") for _ in range(2)] for _ in range(2))
         self.all = [
-            Child(command, directory, [*flags, f"--process_id={number}"], waits=number == waiting, stderr=subprocess.PIPE) for number in range(2)
+            Child(
+                command, directory, [*flags, f"--process_id={number}"], waits=number == waiting,
+                stdout=subprocess.PIPE if number == waiting else self._stdouts[number], stderr=self._stderrs[number],
+            )
+            for number in range(2)
         ]
-        self.waiting = self.all[waiting]
+        self.waiting = None if waiting is None else self.all[waiting]
 
     def end_of(self, number, timeout):
         """(exit code, stderr) of one that ends by itself within so many seconds."""
-        process = self.all[number].process
-        _, stderr = process.communicate(timeout=timeout)
-        return process.returncode, stderr
+        return self.all[number].process.wait(timeout), _content(self._stderrs[number])
+
+    def phases_of(self, number):
+        """The names of the phases that one which does not wait spoke of."""
+        return phases_in(_content(self._stdouts[number]).splitlines())
 
     def assert_survivors_end(self, victims):
         """Those that are left end within the stated time, with the one line that says who is lost."""
@@ -73,10 +83,18 @@ class WatchedPair:
     def __exit__(self, *_):
         for child in self.all:
             child.process.kill()
+            child.limit.cancel()
         for child in self.all:
             # A pipe to a process that is gone.
             with contextlib.suppress(BrokenPipeError):
                 child.process.communicate()
+        for file in (*self._stdouts, *self._stderrs):
+            file.close()
+
+
+def _content(file):
+    file.seek(0)
+    return file.read()
 
 
 def kill_once(directory, kill, least, rng, **layout):
@@ -105,12 +123,19 @@ def signal_once(directory, asked, phase, least, rng, **layout):
     with WatchedPair(directory, asked, **layout) as pair:
         done = pair.waiting.reach(phase, "within", least, rng)
         pair.waiting.process.send_signal(signal.SIGTERM)
-        pair.waiting.process.stdin.close()
-        pair.waiting.process.stdin = None  # `communicate` would flush it
+        pair.waiting.go_slowly()
         ends = [pair.end_of(number, 10 * PEER_TIMEOUT) for number in range(2)]
     assert [code for code, _ in ends] == [143, 143], ends
     assert "stopped by a signal" in ends[0][1]
     return done
+
+
+def phases_of_both(directory, **layout):
+    """A run that nothing happens to; returns the names of the phases of process 0 and those of process 1."""
+    with WatchedPair(directory, None, **layout) as pair:
+        ends = [pair.end_of(number, SECONDS) for number in range(2)]
+        assert [code for code, _ in ends] == [0, 0], ends
+        return [pair.phases_of(number) for number in range(2)]
 
 
 def finish(directory, *, program, devices, compiled):

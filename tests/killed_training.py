@@ -1,7 +1,7 @@
 """A program of experiments/, saying what it is about to do and waiting to be told to go on; and its other end.
 
-Before and after every step, every event that is due, every commit of a checkpoint and every removal of an old one or of a member of the window, and in pruning every mask, every cycle that is stored, every file of
-weights in it and the end, the program writes a line to stdout, "enter push 8" or "exit push 8", and reads a line from stdin.
+Before and after every step, every event that is due and every commit and removal of a checkpoint or member of the window, and in pruning every mask, every cycle that is stored, every file of
+weights in it, and the end, the program writes a line to stdout, "enter push 8" or "exit push 8", and reads a line from stdin.
 Once stdin has ended, it goes on without asking.
 """
 
@@ -14,18 +14,18 @@ import sys
 import threading
 import time
 
-from hwa_jax.algorithms import cycle_files
+from hwa_jax.algorithms import cycle_files, hwa
 from hwa_jax.algorithms.pruning_run import PruningRun
 from hwa_jax.training import loop
 from hwa_jax.storage import atomic
-from programs import ROOT
+from programs import ROOT, SECONDS
 
 STDOUT = sys.stdout
 SPEAKING = threading.Lock()
 
 
 def tell(moment, phase, done):
-    # The window removes its members on a thread of its own.
+    # The window commits and removes its members on a thread of its own.
     with SPEAKING:
         print(moment, phase, done, file=STDOUT, flush=True)
     sys.stdin.readline()
@@ -42,7 +42,7 @@ def watched(phase, act):
 
 
 def watch():
-    """Wraps the loop's steps and events, and what a run of pruning does between its cycles."""
+    """Wraps the loop's steps and events, the stores, the end, and what a run of pruning does between its cycles."""
     run, perform = loop.run, loop.perform
 
     def watched_run(state, step, steps, **keywords):
@@ -59,10 +59,11 @@ def watch():
 
     loop.run, loop.perform = watched_run, watched_perform
     watch_stores("remove_directory", "eviction", ("checkpoints", "window"))
-    watch_stores("commit_directory", "commit", ("checkpoints",))
-    watch_between_cycles(PruningRun, "store", lambda trained, *args, **keywords: trained.cycle)
+    watch_stores("commit_directory", "commit", ("checkpoints", "window"))
+    watch_method(hwa._Hwa, "finish", lambda workdir, state: int(state.step))
+    watch_method(PruningRun, "store", lambda trained, *args, **keywords: trained.cycle)
     for name in ("prune", "finish"):
-        watch_between_cycles(PruningRun, name, lambda cycle, *args: cycle)
+        watch_method(PruningRun, name, lambda cycle, *args: cycle)
     save = cycle_files.save_sparse_weights
     cycle_files.save_sparse_weights = lambda path, *args: watched("weights", lambda *_: save(path, *args))(args[-1]["cycle"], None)
 
@@ -82,11 +83,12 @@ def watch_stores(name, phase, stores):
     setattr(atomic, name, call)
 
 
-def watch_between_cycles(place, name, cycle_of):
+def watch_method(place, name, number_of):
+    """Wraps a method; `number_of` gives the step or cycle at which it is called with these arguments."""
     method = getattr(place, name)
 
     def call(run, *args, **keywords):
-        return watched(name, lambda *_: method(run, *args, **keywords))(cycle_of(*args, **keywords), None)
+        return watched(name, lambda *_: method(run, *args, **keywords))(number_of(*args, **keywords), None)
 
     setattr(place, name, call)
 
@@ -110,22 +112,26 @@ def watched_command(program, config, fields, compiled, *, devices=1):
 
 
 class Child:
-    """The training as a child process that waits before and after every step and event.
+    """The training as a child process that waits in its phases; one that has not ended after `SECONDS` is killed.
 
     Args:
         command: as `watched_command` returns it.
         directory: the work directory.
         flags: further ones.
         waits: False: it goes on without asking.
-        stderr: as of `subprocess.Popen`.
+        stdout, stderr: as of `subprocess.Popen`; nobody reads the pipe of one that does not wait.
     """
 
-    def __init__(self, command, directory, flags=(), *, waits=True, stderr=None):
+    def __init__(self, command, directory, flags=(), *, waits=True, stdout=subprocess.PIPE, stderr=None):
         arguments, environment = command
         self.process = subprocess.Popen(
             [*arguments, f"--workdir={directory}", *flags], env=environment, stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=stderr, text=True,
+            stdout=stdout, stderr=stderr, text=True,
         )
+        # What is read from it ends then.
+        self.limit = threading.Timer(SECONDS, self.process.kill)
+        self.limit.daemon = True
+        self.limit.start()
 
     def wait_for(self, moment, phase, least):
         """Lets it go until `moment` ("enter" or "exit") of `phase` after at least so many steps; returns the step."""
@@ -149,6 +155,13 @@ class Child:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
+    def go_slowly(self):
+        """Lets it go on to its end, a tenth of a second per line: time for the runtime, which looks for signals once a second."""
+        for line in self.process.stdout:
+            if line.startswith(("enter ", "exit ")):
+                time.sleep(0.1)
+                self.go()
+
     def kill(self):
         """Ends it without warning."""
         self.process.kill()
@@ -160,10 +173,23 @@ class Child:
         self.process.stdout.read()
         return self._end()
 
+    def phases(self):
+        """Lets it go on to its end, which must be good; returns the names of all phases that it spoke of."""
+        self.process.stdin.close()
+        phases = phases_in(self.process.stdout)
+        assert self._end() == 0
+        return phases
+
     def _end(self):
         code = self.process.wait()
+        self.limit.cancel()
         self.process.stdout.close()
         return code
+
+
+def phases_in(lines):
+    """The names of the phases that are entered in these lines."""
+    return {" ".join(line.split()[1:-1]) for line in lines if line.startswith("enter ")}
 
 
 def kill_once(command, directory, phase, moment, least, rng):

@@ -12,6 +12,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Far beyond what a busy machine needs; a test that waits so long for a process has failed.
+SECONDS = 400
 
 
 class Ended(NamedTuple):

@@ -1,4 +1,7 @@
-"""One of two processes, or both, killed, stopped or asked to end in every phase: nobody hangs, and the same command goes on to the same bits."""
+"""One of two processes, or both, killed in every phase, one stopped or asked to end in some: nobody hangs, and the same command goes on to the same bits.
+
+A pruning is killed before or within each phase, not after it.
+"""
 
 import collections
 import itertools
@@ -7,7 +10,7 @@ import random
 import numpy as np
 import pytest
 
-from killed_processes import Kill, finish, kill_once, signal_once, stop_once
+from killed_processes import Kill, finish, kill_once, phases_of_both, signal_once, stop_once
 from process_runs import PRUNING_FIELDS, TRAIN_HWA, TRAIN_SWAMP
 from training_runs import SMALL, checkpoint, compilation_cache_dir, exported, listing, rows  # noqa: F401
 
@@ -18,9 +21,9 @@ FIELDS = {
     **SMALL, "num_devices": 0, "hwa.num_replicas": 2, "model.norm": "batch", "optimizer.momentum": 0.9, "training.duration": "60 steps",
     "hwa.sync_period": "2 steps", "hwa.window_size": 2, "evaluation.every": "4 steps", "checkpoint.every": "3 steps", "logging.every": "2 steps",
 }
-PHASES_OF_ALL = ("step", "inner evaluation", "synchronization", "push", "evaluation", "log", "checkpoint")
+PHASES_OF_ALL = ("epoch", "step", "inner evaluation", "synchronization", "push", "evaluation", "log", "checkpoint")
 # Process 0 alone writes and removes.
-PHASES_OF_0 = ("checkpoints commit", "checkpoints eviction", "window eviction")
+PHASES_OF_0 = ("checkpoints commit", "checkpoints eviction", "window commit", "window eviction")
 MOMENTS = ("enter", "within", "exit")
 # Ten cycles of five steps, since every kill may let one through; three checkpoints in each, of which the first one goes.
 PRUNING = {
@@ -33,24 +36,28 @@ PRUNING_PHASES = {
 
 
 def planned():
-    """Three runs of ten kills: every phase with each of both processes and with both, and before, within and after it."""
-    victims = {**dict.fromkeys(PHASES_OF_ALL, [(0,), (1,), (0, 1)]), **dict.fromkeys(PHASES_OF_0, [(0,), (0, 1), (0,)])}
+    """Three runs of thirteen kills, the last one at the end: every phase before, within and after it; what both do with each of them and with both."""
+    both = [(0,), (1,), (0, 1)]
+    victims = {**dict.fromkeys(PHASES_OF_ALL, both), **dict.fromkeys(PHASES_OF_0, [(0,), (0, 1), (0,)]), "finish": both}
     kills = [
         Kill(phase, MOMENTS[(turn + place) % 3], these)
         for turn, (phase, each) in enumerate(victims.items()) for place, these in enumerate(each)
     ]
+    # Where both are killed after the end, nobody is left to wait for what is complete.
+    *kills, first, second, third = kills
     random.Random(0).shuffle(kills)
-    return [kills[start:start + 10] for start in range(0, len(kills), 10)]
+    return [[*kills[:12], first], [*kills[12:24], second], [*kills[24:], third]]
 
 
 def test_the_plan_has_all_phases():
     runs = planned()
-    assert [len(kills) for kills in runs] == [10, 10, 10]
+    assert [len(kills) for kills in runs] == [13, 13, 13]
+    assert [kills[-1] for kills in runs] == [Kill("finish", "enter", (0,)), Kill("finish", "within", (1,)), Kill("finish", "exit", (0, 1))]
     kills = list(itertools.chain(*runs))
-    assert {(kill.phase, kill.moment) for kill in kills} == set(itertools.product(PHASES_OF_ALL + PHASES_OF_0, MOMENTS))
+    assert {(kill.phase, kill.moment) for kill in kills} == set(itertools.product((*PHASES_OF_ALL, *PHASES_OF_0, "finish"), MOMENTS))
     by_victims = collections.Counter(kill.victims for kill in kills)
-    assert by_victims == {(0,): 13, (1,): 7, (0, 1): 10}
-    assert {kill.phase for kill in kills if kill.victims == (1,)} == {*PHASES_OF_ALL}
+    assert by_victims == {(0,): 17, (1,): 9, (0, 1): 13}
+    assert {kill.phase for kill in kills if kill.victims == (1,)} == {*PHASES_OF_ALL, "finish"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,8 @@ def layout(compilation_cache_dir):  # noqa: F811
 @pytest.fixture(scope="module")
 def uninterrupted(layout, tmp_path_factory):
     directory = tmp_path_factory.mktemp("uninterrupted") / "run"
-    finish(directory, **layout)
+    of_all = {*PHASES_OF_ALL, "finish"}
+    assert phases_of_both(directory, **layout) == [{*of_all, *PHASES_OF_0}, of_all]
     return directory
 
 
@@ -103,7 +111,9 @@ def test_a_signal_to_one_of_them_makes_a_checkpoint(layout, uninterrupted, tmp_p
 
 def test_kills_in_every_phase_of_a_pruning_and_a_signal(compilation_cache_dir, tmp_path):  # noqa: F811
     layout, rng = {"program": TRAIN_SWAMP._replace(fields=PRUNING), "devices": 1, "compiled": compilation_cache_dir}, random.Random(3)
-    finish(tmp_path / "whole", **layout)
+    of_0 = {*PRUNING_PHASES, "finish"}
+    # Process 0 alone writes and removes.
+    assert phases_of_both(tmp_path / "whole", **layout) == [of_0, of_0 - {"checkpoints commit", "checkpoints eviction", "weights"}]
     for turn, (phase, process) in enumerate(PRUNING_PHASES.items()):
         victims = (process,) if turn % 3 else (process, 1 - process)
         kill_once(tmp_path / "run", Kill(phase, MOMENTS[turn % 2], victims), 0, rng, **layout)
