@@ -188,7 +188,7 @@ time.sleep({SECONDS})
 @pytest.mark.parametrize("aborting", [0, 1])
 def test_an_abort_keeps_its_cause_and_is_named_by_the_other(aborting):
     command = [sys.executable, "-c", ABORT, f"127.0.0.1:{free_port()}"]
-    pair = [subprocess.Popen([*command, str(number), str(aborting)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    pair = [subprocess.Popen([*command, str(number), str(aborting)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             for number in range(2)]
     try:
         _, cause = pair[aborting].communicate(timeout=SECONDS)
