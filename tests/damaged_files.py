@@ -8,12 +8,15 @@ import numpy as np
 
 
 def truncate(path, rng):
-    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+    # A text without its last byte, the end of a line, is whole.
+    path.write_bytes(path.read_bytes()[: rng.randrange(max(path.stat().st_size - 1, 1))])
 
 
 def flip(path, rng):
     content = bytearray(path.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    # Only tree.json has a checksum of its bytes: elsewhere in a JSON file one digit may be another.
+    is_plain = path.suffix in (".json", ".jsonl") and path.name != "tree.json"
+    content[0 if is_plain else rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
 
 
@@ -34,8 +37,13 @@ def files_by_kind(directory):
     return kinds
 
 
-def give_again_after(damage, run, path, place, rng, *, give_again, exported):
-    """Damages a copy of a run and gives the same command.
+def expected_end(ends, kind, damage):
+    """What a table says, which has a kind of file, or all of a directory -> the ends by `DAMAGES`."""
+    return dict(zip(DAMAGES, ends.get(kind) or ends[kind.split("/")[0]], strict=True))[damage]
+
+
+def end_after(damage, run, path, place, rng, *, whole, give_again, exported):
+    """Damages a copy of a run and gives the same command; where it refuses, it does as the line says and gives it once more.
 
     Args:
         damage: one of `DAMAGES`.
@@ -43,16 +51,38 @@ def give_again_after(damage, run, path, place, rng, *, give_again, exported):
         path: of the file, within it.
         place: an empty directory for the copy.
         rng: a `random.Random`.
-        give_again: directory -> how the program ended.
+        whole: the final weights by name of a run that nothing happened to.
+        give_again: (directory, *flags) -> how the program ended.
         exported: directory -> the final weights by name.
 
     Returns:
-        The copy, how the program ended, and the weights; None where it refused.
+        "same", "refused", which ends at the same weights too, or "warned": of a lost member of the window, and the weights are others.
     """
     copy = pathlib.Path(shutil.copytree(run, place / "run"))
     DAMAGES[damage](copy / path, rng)
     ended = give_again(copy)
-    return copy, ended, None if ended.code else exported(copy)
+    if ended.code:
+        again = give_again(copy, *_do_as_advised(ended.stderr))
+        assert again.code == 0 and are_equal(exported(copy), whole), (path, damage, ended.stderr, again.stderr)
+        return "refused"
+    if are_equal(exported(copy), whole):
+        return "same"
+    assert "the window has lost its members" in ended.stderr, (path, damage, ended.stderr)
+    return "warned"
+
+
+def _do_as_advised(stderr):
+    """Deletes the file or directory that the line of a refusal names, or returns the flag that it advises."""
+    named = re.search(
+        r"or delete (\S+), and the training makes it again|(\S+): every checkpoint is damaged, .*: delete the directory|(\S+): line .*: remove the line, or the file",
+        stderr,
+    )
+    if not named:
+        assert "--overwrite" in stderr, stderr
+        return ["--overwrite"]
+    [path] = map(pathlib.Path, filter(None, named.groups()))
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return []
 
 
 def are_equal(weights, others):

@@ -26,10 +26,10 @@ def whole(outside, tmp_path_factory):
     return exported(directory)
 
 
-def give_again(directory, program="train_hwa.py", config="hwa_digits.py", fields={**SMALL, **RUN}):
+def give_again(directory, *flags, program="train_hwa.py", config="hwa_digits.py", fields={**SMALL, **RUN}):
     """The end of the program in this work directory; where it refuses, one clear line is all that it says."""
     overrides = [f"--config.{field}={value}" for field, value in fields.items()]
-    ended = call(program, f"--config={ROOT / 'configs' / config}", f"--workdir={directory}", *overrides)
+    ended = call(program, f"--config={ROOT / 'configs' / config}", f"--workdir={directory}", *overrides, *flags)
     if ended.code:
         assert ended.code == 2, ended
         [line] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from hwa_jax import data
 from hwa_jax.data.dataset import Dataset, Split
 from hwa_jax.training import setup as training_setup
 from hwa_jax.training import sparse_setup
@@ -107,7 +108,7 @@ def step_cases():
 @pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize(("file", "variant"), step_cases())
 def test_it_makes_a_step(file, variant, monkeypatch):
-    monkeypatch.setattr(training_setup.data, "load", synthetic)
+    monkeypatch.setattr(data, "load", synthetic)
     config = build(file, variant)
     base = config.get("base", config)
     base.update({"num_devices": 1})
