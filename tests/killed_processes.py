@@ -5,7 +5,6 @@ import pathlib
 import signal
 import subprocess
 import tempfile
-import time
 from typing import NamedTuple
 
 from killed_training import Child, phases_in, watched_command
