@@ -52,8 +52,8 @@ def compile_programs(setup: Setup, devices: Sequence[jax.Device]) -> Iterator[Co
         >>> from hwa_jax.training.setup import prepare
         >>> config = default_config(); config.model.name = "mlp"; config.num_devices = 1
         >>> step = next(compile_programs(prepare(config), jax.devices()))
-        >>> step.name, step.always, step.sometimes
-        ('step', (), ())
+        >>> step.name, step.always
+        ('step', ())
     """
     mesh = Mesh(np.reshape(devices[:setup.mesh.size], setup.mesh.devices.shape), setup.mesh.axis_names, axis_types=setup.mesh.axis_types)
     for name, lowered in _lowered(setup, mesh):
