@@ -67,7 +67,7 @@ def assert_same_weights(mine, theirs, rtol=0.0):
 def test_its_step_compiles_for_devices_that_hold_nothing(data_dir):
     setup = small_setup({**FIELDS, "data.data_dir": data_dir, "model.name": "mlp", "hwa.num_replicas": 2, "num_devices": 2})
     programs = {program.name: program for program in compile_programs(setup, jax.devices()[2:])}
-    assert list(programs) == ["step", "evaluation of all", "mean of all"]
+    assert list(programs) == ["step", "evaluation of all", "statistics of all", "mean of all"]
     assert (programs["step"].always, programs["step"].sometimes) == ((), ("all-reduce",))
 
 
