@@ -25,6 +25,14 @@ def remove(path, rng):
 
 
 DAMAGES = {"truncated": truncate, "bit flipped": flip, "missing": remove}
+# Of the files of both algorithms, or all of a directory: how the same command ends where one is truncated, has a flipped bit, or is missing.
+COMMON_ENDS = {
+    "config.json": ("refused", "refused", "refused"),
+    "environment.json": ("refused", "refused", "same"),
+    "metrics.jsonl": ("same", "refused", "same"),
+    "results.json": ("refused", "refused", "same"),
+    "checkpoints": ("same", "same", "same"),
+}
 
 
 def files_by_kind(directory):

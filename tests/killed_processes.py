@@ -8,7 +8,8 @@ import tempfile
 from typing import NamedTuple
 
 from killed_training import Child, phases_in, watched_command
-from process_runs import SECONDS, free_port, run
+from process_runs import free_port
+from programs import SECONDS
 
 PEER_TIMEOUT = 5
 # What docs/scale.md promises: a process that has lost another one ends within --peer_timeout and so much more.
@@ -72,9 +73,13 @@ class WatchedPair:
     def assert_survivors_end(self, victims):
         """Those that are left end within the stated time, with the one line that says who is lost."""
         for number in {0, 1} - {*victims}:
-            code, stderr = self.end_of(number, PEER_TIMEOUT + MARGIN)
-            said = [line for line in stderr.splitlines() if line.startswith("error: ")]
-            assert code == 1 and said == [LOST[1 - number]] and "Traceback" not in stderr, (code, stderr[-3000:])
+            self.assert_ends_saying(number, LOST[1 - number])
+
+    def assert_ends_saying(self, number, line):
+        """One ends within the stated time, with this line alone."""
+        code, stderr = self.end_of(number, PEER_TIMEOUT + MARGIN)
+        said = [found for found in stderr.splitlines() if found.startswith("error: ")]
+        assert code == 1 and said == [line] and "Traceback" not in stderr, (code, stderr[-3000:])
 
     def __enter__(self):
         return self
@@ -112,9 +117,7 @@ def stop_once(directory, stopped, phase, least, rng, **layout):
     with WatchedPair(directory, stopped, **layout) as pair:
         pair.waiting.reach(phase, "within", least, rng)
         pair.waiting.process.send_signal(signal.SIGSTOP)
-        code, stderr = pair.end_of(1 - stopped, PEER_TIMEOUT + MARGIN)
-        said = [line for line in stderr.splitlines() if line.startswith("error: ")]
-        assert code == 1 and said == [LOST[1].replace("process 1", f"process {stopped}")], (code, stderr[-3000:])
+        pair.assert_ends_saying(1 - stopped, LOST[1].replace("process 1", f"process {stopped}"))
 
 
 def signal_once(directory, asked, phase, least, rng, **layout):
@@ -135,8 +138,3 @@ def phases_of_both(directory, **layout):
         ends = [pair.end_of(number, SECONDS) for number in range(2)]
         assert [code for code, _ in ends] == [0, 0], ends
         return [pair.phases_of(number) for number in range(2)]
-
-
-def finish(directory, *, program, devices, compiled):
-    """The same command, to its end."""
-    run(directory, 2, devices, program=program, compiled=compiled)

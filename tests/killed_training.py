@@ -18,7 +18,7 @@ from hwa_jax.algorithms import cycle_files, hwa
 from hwa_jax.algorithms.pruning_run import PruningRun
 from hwa_jax.training import loop
 from hwa_jax.storage import atomic
-from programs import ROOT, SECONDS
+from programs import ROOT, SECONDS, process_environment
 
 STDOUT = sys.stdout
 SPEAKING = threading.Lock()
@@ -103,12 +103,8 @@ def watched_command(program, config, fields, compiled, *, devices=1):
         compiled: the directory of compiled programs.
         devices: how many fake ones it has.
     """
-    environment = {
-        **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT),
-    }
     overrides = [f"--config.{field}={value}" for field, value in fields.items()]
-    return [sys.executable, __file__, program, f"--config={ROOT / 'configs' / config}", *overrides], environment
+    return [sys.executable, __file__, program, f"--config={ROOT / 'configs' / config}", *overrides], process_environment(devices, compiled)
 
 
 class Child:

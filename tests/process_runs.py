@@ -1,13 +1,12 @@
 """A program that trains, as several processes with fake devices, from start to end."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 from typing import Any, NamedTuple
 
-from programs import ROOT, SECONDS
+from programs import ROOT, SECONDS, process_environment
 from pruning_runs import SMALL_PRUNING
 from training_runs import SMALL
 
@@ -40,14 +39,6 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-def process_environment(devices, compiled):
-    """Variables of a process with so many fake devices that keeps its compiled programs in a directory."""
-    return {
-        **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT),
-    }
 
 
 class Processes:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 import pathlib
 import runpy
 import sys
@@ -14,6 +15,14 @@ from absl import logging as absl_logging
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Far beyond what a busy machine needs; a test that waits so long for a process has failed.
 SECONDS = 400
+
+
+def process_environment(devices, compiled):
+    """Variables of a process with so many fake devices that keeps its compiled programs in a directory."""
+    return {
+        **os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT),
+    }
 
 
 class Ended(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from hwa_jax.training.workdir import read_json
-from process_runs import FIELDS, SECONDS, TRAIN_HWA, process_environment, run
-from programs import ROOT
+from process_runs import FIELDS, TRAIN_HWA, run
+from programs import ROOT, SECONDS, process_environment
 from training_runs import checkpoint, compilation_cache_dir, exported  # noqa: F401
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 from hwa_jax.training import peers
 from hwa_jax.training.processes import explain_lost
 from hwa_jax.training.workdir import read_json
-from killed_processes import LOST, MARGIN, PEER_TIMEOUT, Kill, finish, kill_once, stop_once
+from killed_processes import LOST, MARGIN, PEER_TIMEOUT, Kill, kill_once, stop_once
 from process_runs import FIELDS, SECONDS, TRAIN_HWA, Processes, free_port, run, run_in_float64
 from programs import ROOT, call
 from training_runs import checkpoint, compilation_cache_dir, compiled_once, exported, listing, rows, train  # noqa: F401
@@ -73,7 +73,7 @@ def test_kills_of_one_process_and_of_both_and_a_stuck_one(on_two_processes, comp
     assert kill_once(tmp_path / "run", Kill("step", "within", (1,)), 11, rng, **layout) == 11
     stop_once(tmp_path / "run", 0, "step", 11, rng, **layout)
     assert kill_once(tmp_path / "run", Kill("push", "within", (0, 1)), 1, rng, **layout) == 12
-    finish(tmp_path / "run", **layout)
+    run(tmp_path / "run", 2, **layout)
     assert_same_weights(tmp_path / "run", on_two_processes[0], 0)
 
 

@@ -31,7 +31,7 @@ from hwa_jax.training.loop import Event
 from hwa_jax.training.predictor import description
 from hwa_jax.training.session import Part, Session
 from hwa_jax.training.shared_stores import SharedCheckpoints
-from hwa_jax.training.sparse_setup import SparseSetup
+from hwa_jax.training.sparse_setup import SparseSetup, first_particle
 from hwa_jax.training.step import TrainState
 from hwa_jax.training.together import Algorithm, Request
 from hwa_jax.training.weights import Weights, recalibrated
@@ -96,14 +96,14 @@ class PruningRun:
     def train_ticket(self) -> Algorithm[TrainState]:
         """The matching ticket, θ_T0: one particle after T0 steps of dense training; NumPy arrays."""
         store = SharedCheckpoints(self._workdir.path / "ticket", keep=1)
-        like = jax.eval_shape(lambda: _first_particle(self.setup.initial_state()))
+        like = jax.eval_shape(lambda: first_particle(self.setup.initial_state()))
         found = store.restore(like)
         if found is None:
             setup = self._with_particles(1)
             extra = {"mask": particles.put(setup.dense_mask(), setup.replicated)}
             part = Part("checkpoints/ticket", setup.initial_state, setup.periods.ticket, number=0, extra=extra)
             state, _ = yield from self._train(setup, part)
-            store.save(setup.periods.ticket, _first_particle(processes.to_host(state)), None)
+            store.save(setup.periods.ticket, first_particle(processes.to_host(state)), None)
             self._remove(part.checkpoints)
             found = store.restore(like)
         return found.tree
@@ -254,10 +254,6 @@ class PruningRun:
 
 class _Stopped(Exception):
     """A signal asked the run to stop, and its checkpoint is made."""
-
-
-def _first_particle(state):
-    return jax.tree.map(lambda leaf: leaf[0], state._replace(step=()))._replace(step=state.step)
 
 
 def sparsity(mask: Any) -> float:

@@ -46,11 +46,9 @@ def add_to_report(directory: Path, config: ConfigDict, topology: str, device_kin
     Raises:
         UserError: a file cannot be written.
     """
-    # Where the configuration was given more than its file, the command tells them apart.
-    algorithm = "SWAMP" if "swamp" in config else "HWA"
-    number = config.swamp.num_particles if "swamp" in config else config.hwa.num_replicas
+    algorithm, number = ("SWAMP", f"N = {config.swamp.num_particles}") if "swamp" in config else ("HWA", f"K = {config.hwa.num_replicas}")
     cell = {
-        "title": f"{algorithm} of {config.model.name}, {'N' if 'swamp' in config else 'K'} = {number}, {config.model.dtype}, on {topology}",
+        "title": f"{algorithm} of {config.model.name}, {number}, {config.model.dtype}, on {topology}",
         "device_kind": device_kind, "command": command, "environment": environment(), "programs": [program._asdict() for program in programs],
     }
     name = re.sub(r"[^\w.-]+", "_", cell["title"].replace(" = ", "").lower())

@@ -11,7 +11,7 @@ from hwa_jax.report.tables import format_bytes, markdown_table
 from hwa_jax.storage.safetensors import named_leaves
 from hwa_jax.training.config import AUTO
 from hwa_jax.training.setup import Setup
-from hwa_jax.training.sparse_setup import SparseSetup
+from hwa_jax.training.sparse_setup import SparseSetup, first_particle
 from hwa_jax.training.step_cost import measure_step, tree_bytes
 
 
@@ -56,7 +56,7 @@ def describe_pruning(setup: SparseSetup) -> str:
     """
     plan, state, periods, config = setup.plan(), setup.initial_state(), setup.periods, setup.config
     mask, num_particles = setup.dense_mask(), setup.num_replicas
-    origin = jax.tree.map(lambda leaf: leaf[0], state._replace(step=()))._replace(step=state.step)
+    origin = first_particle(state)
     weights = (origin.params, origin.batch_stats)
     step = measure_step(setup, setup.particles_at(origin, mask), {"mask": particles.put(mask, setup.replicated)})
     # A step of one particle is taken to last an N-th of one of N.

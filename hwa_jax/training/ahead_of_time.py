@@ -16,7 +16,7 @@ from hwa_jax.training.evaluation import Evaluator
 from hwa_jax.training.loop import MOST_STEPS_PER_CALL
 from hwa_jax.training.recalibration import Recalibration
 from hwa_jax.training.setup import Setup
-from hwa_jax.training.sparse_setup import SparseSetup
+from hwa_jax.training.sparse_setup import SparseSetup, first_particle
 
 
 class CompiledProgram(NamedTuple):
@@ -83,7 +83,7 @@ def _lowered(setup: Setup, mesh: Mesh) -> Iterator[tuple[str, Any]]:
     is_sparse = isinstance(setup, SparseSetup)
     if is_sparse:
         mask = setup.dense_mask()
-        origin = jax.tree.map(lambda leaf: leaf[0], state._replace(step=()))._replace(step=state.step)
+        origin = first_particle(state)
         state, extra = setup.particles_at(origin, mask), {"mask": particles.put(mask, setup.replicated)}
     batch_key, noise_key = setup.keys()
     arguments = (setup.epoch_indices(state.step, batch_key), next(setup.splits(0, batch_key)), noise_key, extra)

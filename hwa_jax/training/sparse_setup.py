@@ -107,6 +107,11 @@ class SparseSetup(Setup):
         return jax.jit(lambda state: state._replace(ema=mapped(state.ema, state.params)), donate_argnums=0)
 
 
+def first_particle(state: TrainState) -> TrainState:
+    """The state of one particle of stacked ones, unstacked."""
+    return jax.tree.map(lambda leaf: leaf[0], state._replace(step=()))._replace(step=state.step)
+
+
 def prepare(config: ConfigDict) -> SparseSetup:
     """Reads the data and builds everything for the largest N of the configuration; writes nothing.
 

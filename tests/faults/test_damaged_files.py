@@ -5,17 +5,13 @@ import shutil
 
 import pytest
 
-from damaged_files import DAMAGES, end_after, expected_end, files_by_kind
+from damaged_files import COMMON_ENDS, DAMAGES, end_after, expected_end, files_by_kind
 from short_runs import RUN, compilation_cache_dir, compiled_once, exported, give_again, outside, train, whole  # noqa: F401
 
 # How the same command ends where such a file, or one of such a directory, is truncated, has a flipped bit, or is missing.
 ENDS = {
-    "config.json": ("refused", "refused", "refused"),
-    "environment.json": ("refused", "refused", "same"),
-    "metrics.jsonl": ("same", "refused", "same"),
-    "results.json": ("refused", "refused", "same"),
+    **COMMON_ENDS,
     "hwa.safetensors": ("same", "same", "same"),
-    "checkpoints": ("same", "same", "same"),
     # A lost member of the window cannot be made again, but it is not lost in silence.
     "window": ("warned", "warned", "warned"),
 }

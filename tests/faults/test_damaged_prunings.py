@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from damaged_files import DAMAGES, are_equal, end_after, expected_end, files_by_kind
+from damaged_files import COMMON_ENDS, DAMAGES, are_equal, end_after, expected_end, files_by_kind
 from hwa_jax.algorithms import cycle_files
 from hwa_jax.errors import UserError
 from hwa_jax.storage import safetensors, sparse_weights
@@ -20,12 +20,8 @@ from short_runs import compilation_cache_dir, compiled_once, give_again, outside
 RUN = {**SMALL_PRUNING, "swamp.target_sparsity": 0.55, "schedule.name": "constant", "schedule.warmup": "0 steps"}
 # As in test_damaged_files; the solution of both finished cycles is the average, and the particles' files are not needed any more.
 ENDS = {
-    "config.json": ("refused", "refused", "refused"),
-    "environment.json": ("refused", "refused", "same"),
-    "metrics.jsonl": ("same", "refused", "same"),
-    "results.json": ("refused", "refused", "same"),
+    **COMMON_ENDS,
     "weights.safetensors": ("same", "same", "same"),
-    "checkpoints": ("same", "same", "same"),
     "ticket": ("refused", "refused", "refused"),
     "cycles/metrics.json": ("refused", "refused", "same"),
     "cycles/average.safetensors": ("refused", "refused", "refused"),

@@ -10,8 +10,8 @@ import random
 import numpy as np
 import pytest
 
-from killed_processes import Kill, finish, kill_once, phases_of_both, signal_once, stop_once
-from process_runs import PRUNING_FIELDS, TRAIN_HWA, TRAIN_SWAMP
+from killed_processes import Kill, kill_once, phases_of_both, signal_once, stop_once
+from process_runs import PRUNING_FIELDS, TRAIN_HWA, TRAIN_SWAMP, run
 from training_runs import SMALL, checkpoint, compilation_cache_dir, exported, listing, rows  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def test_kills_in_every_phase(layout, uninterrupted, tmp_path, number):
         done = kill_once(tmp_path / "run", kill, 1 if "eviction" in kill.phase else least, rng, **layout)
         # Back and forth: sometimes at once after the resume, sometimes further on.
         least = min(done + rng.randint(-2, 3), 30)
-    finish(tmp_path / "run", **layout)
+    run(tmp_path / "run", 2, **layout)
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -96,7 +96,7 @@ def test_kills_in_every_phase(layout, uninterrupted, tmp_path, number):
 def test_a_stopped_process_is_named_by_the_other_and_then_killed(layout, uninterrupted, tmp_path, stopped):
     stop_once(tmp_path / "run", stopped, "step", 12, random.Random(stopped), **layout)
     assert not (tmp_path / "run" / "results.json").exists()
-    finish(tmp_path / "run", **layout)
+    run(tmp_path / "run", 2, **layout)
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -105,7 +105,7 @@ def test_a_signal_to_one_of_them_makes_a_checkpoint(layout, uninterrupted, tmp_p
     done = signal_once(tmp_path / "run", asked, phase, 8, random.Random(asked), **layout)
     # They agree on a step that none of them has begun.
     assert done <= int(checkpoint(tmp_path / "run").step) < 60
-    finish(tmp_path / "run", **layout)
+    run(tmp_path / "run", 2, **layout)
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -119,7 +119,7 @@ def test_kills_in_every_phase_of_a_pruning_and_a_signal(compilation_cache_dir, t
         kill_once(tmp_path / "run", Kill(phase, MOMENTS[turn % 2], victims), 0, rng, **layout)
     signal_once(tmp_path / "run", 1, "step", 0, rng, **layout)
     kill_once(tmp_path / "run", Kill("finish", "enter", (0,)), 0, rng, **layout)
-    finish(tmp_path / "run", **layout)
+    run(tmp_path / "run", 2, **layout)
     mine, whole = listing(tmp_path / "run"), listing(tmp_path / "whole")
     weights = [path for path in whole if path.endswith(".safetensors")]
     assert len(weights) > 20 and all(mine[path] == whole[path] for path in weights)
